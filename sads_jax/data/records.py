@@ -10,7 +10,7 @@ __all__ = ['Annotation', 'ImageRecord', 'InspectionData', 'annotate_mask', 'anno
 
 # %% ../../nbs/02_data/10_records.ipynb #ed6dd641
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,6 +146,9 @@ def write_coco(
 def read_coco(
     root:Path, # Folder that file names are relative to
     annotations:str|Path='annotations.json', # Relative to `root`
+    *,
+    part_of:Callable[[str], str]|None=None, # Part of a file name, where images have no `part_id`; by default each is its own
+    problems:dict|None=None, # Filled with image id -> `DataError` instead of raising, for what concerns one image only
 ) -> InspectionData:
     "Read COCO instances; `DataError` naming file and entry on a missing field, an unknown image or label, or a mask of another size"
     root, path = Path(root), Path(root)/annotations
@@ -159,15 +162,18 @@ def read_coco(
         key = _need(im, 'id', path, f'images[{i}]')
         if key in sizes: raise DataError(f'image id {key!r} is used twice', where=f'{path}, images[{i}]', remedy='Ids must be unique')
         sizes[key] = (int(_need(im, 'height', path, f'images[{i}]')), int(_need(im, 'width', path, f'images[{i}]')))
-    marks = {k: [] for k in sizes}
+    marks, order = {k: [] for k in sizes}, {k: i+1 for i, k in enumerate(sizes)}
+    numeric = all(isinstance(k, int) for k in sizes)
     for i, a in enumerate(tree.get('annotations', ())):
         at = f'annotations[{i}]'
         image, label = _need(a, 'image_id', path, at), _need(a, 'category_id', path, at)
         if image not in marks: raise DataError(f'image_id {image!r} is no image of this file', where=f'{path}, {at}', remedy='Remove the annotation, or add its image')
         if label not in names: raise DataError(f'label {label!r} is not in the map', where=f'{path}, {at}', remedy=f"Known are {', '.join(f'{k} {v}' for k, v in sorted(names.items(), key=str))}")
-        marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}'))
+        try: marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}'))
+        except DataError as e:
+            if problems is None: raise
+            problems.setdefault(image if numeric else order[image], e)
     images = []
-    numeric = all(isinstance(k, int) for k in sizes)
     for i, im in enumerate(tree['images']):
         found, file = tuple(marks[im['id']]), str(_need(im, 'file_name', path, f'images[{i}]'))
         given = im.get('classes')
@@ -175,8 +181,13 @@ def read_coco(
         bad = [c for c in classes if c not in names.values()]
         if bad: raise DataError(f'label {bad[0]!r} is not in the map', where=f'{path}, images[{i}]', remedy=f"Known are {', '.join(sorted(names.values()))}")
         defective = im['defective'] if 'defective' in im else bool(found or classes)
-        part = im.get('part_id')
-        images.append(ImageRecord(im['id'] if numeric else i+1, file, im['width'], im['height'], Path(file).stem if part is None else str(part),
+        part, key = im.get('part_id'), im['id'] if numeric else order[im['id']]
+        if part is None:
+            try: part = part_of(file) if part_of else str(Path(file).with_suffix(''))
+            except DataError as e:
+                if problems is None: raise
+                part = problems.setdefault(key, e)
+        images.append(ImageRecord(key, file, int(im['width']), int(im['height']), str(part),
             _text(im.get('lot')), _text(im.get('exposure')), defective, classes, found))
     return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images))
 

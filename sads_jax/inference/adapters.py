@@ -18,7 +18,11 @@ from ..core.factory import Factory
 from ..core.types import Detections
 from ..ops.nms import batched_nms
 
+# %% ../../nbs/05_inference/10_adapters.ipynb #cf9c891e
+OutputAdapterFactory = Factory('output_adapter')
+
 # %% ../../nbs/05_inference/10_adapters.ipynb #fe721a45
+@OutputAdapterFactory.register('detection')
 @dataclass(frozen=True)
 class DetectionAdapter:
     "Candidate boxes -> `Detections`: the floor, exact NMS, the best `k`; and the map's logits as probabilities"
@@ -40,6 +44,7 @@ class DetectionAdapter:
         return found, jax.nn.sigmoid(defect_map)
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #0e0f8454
+@OutputAdapterFactory.register('classification')
 @dataclass(frozen=True)
 class ClassificationAdapter:
     "Logits -> probabilities of the defect classes"
@@ -51,6 +56,7 @@ class ClassificationAdapter:
         ok = jnp.isfinite(logits).all(-1, keepdims=True)
         return jax.nn.softmax(jnp.where(ok, logits, 0), -1)
 
+@OutputAdapterFactory.register('segmentation')
 @dataclass(frozen=True)
 class SegmentationAdapter:
     "Mask logits -> probability of defect, pixel by pixel"
@@ -60,12 +66,6 @@ class SegmentationAdapter:
     ) -> jax.Array: # float32 [N, M, M], 0..1
         "Sigmoid; 0.5 where a logit is NaN"
         return jax.nn.sigmoid(jnp.nan_to_num(logits))
-
-# %% ../../nbs/05_inference/10_adapters.ipynb #1c9f8196
-OutputAdapterFactory = Factory('output_adapter')
-OutputAdapterFactory.register('detection', DetectionAdapter)
-OutputAdapterFactory.register('classification', ClassificationAdapter)
-OutputAdapterFactory.register('segmentation', SegmentationAdapter);
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #aa0286e1
 def sub_params(

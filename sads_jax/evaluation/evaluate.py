@@ -22,8 +22,8 @@ from ..core.factory import Factory
 from ..core.types import Findings, InspectionReport
 from ..data.images import Placement, read_image, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
-from sads_jax.evaluation.metrics import (Boxes, Judged, MetricFactory, auroc, make_boxes, named_pairs, pr_points, roc_points, simple_features,
-    trivial_baseline)
+from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points, roc_points,
+    simple_features, trivial_baseline)
 from .operating import operating_curve, rate_text
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #5a5739ba
@@ -82,16 +82,19 @@ class Evaluation:
 def _baseline(data, train, judged):
     "AUROC of size, mean and contrast alone, and how it was fitted"
     def look(records):
-        x, y = [], []
+        x, y, parts = [], [], []
         for r in records:
             if r.defective is None: continue
             try: x.append(simple_features(read_image(data.path(r))))
             except SADSError: continue
             y.append(r.defective)
-        return np.array(x).reshape(-1, 4), np.array(y, bool)
-    x, y = look(judged)
-    if train: return dict(auroc=trivial_baseline(*look(train), x, y), fitted_on='train')
-    return dict(auroc=None, fitted_on='nothing')
+            parts.append(r.part_id)
+        return np.array(x).reshape(-1, 4), np.array(y, bool), parts
+    x, y, parts = look(judged)
+    try:
+        if train: return dict(auroc=trivial_baseline(*look(train)[:2], x, y), fitted_on='the training split')
+        return dict(auroc=grouped_baseline(x, y, parts), fitted_on='the other parts of these images, in turn')
+    except ModuleNotFoundError: return dict(auroc=None, fitted_on='nothing: scikit-learn is not installed')
 
 @dataclass(frozen=True)
 class EvaluationOrchestrator:

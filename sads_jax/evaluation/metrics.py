@@ -6,9 +6,10 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['MetricFactory', 'auroc', 'pr_points', 'average_precision', 'roc_points', 'size_matched_auroc', 'simple_features',
-           'trivial_baseline', 'Boxes', 'make_boxes', 'detection_map', 'match_boxes', 'classification_report',
-           'decode_mask', 'reported_map', 'mask_counts', 'mask_scores', 'pixel_histogram', 'histogram_ap', 'Judged',
-           'Metric', 'DetectionMetric', 'named_pairs', 'CropsMetric', 'MasksMetric', 'PixelsMetric', 'ImagesMetric']
+           'trivial_baseline', 'grouped_baseline', 'Boxes', 'make_boxes', 'detection_map', 'match_boxes',
+           'classification_report', 'decode_mask', 'reported_map', 'mask_counts', 'mask_scores', 'pixel_histogram',
+           'histogram_ap', 'Judged', 'Metric', 'DetectionMetric', 'named_pairs', 'CropsMetric', 'MasksMetric',
+           'PixelsMetric', 'ImagesMetric']
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #f28571f4
 from contextlib import redirect_stdout
@@ -95,6 +96,12 @@ def simple_features(
     grey = image.mean(-1)
     return np.array([image.shape[1], image.shape[0], grey.mean(), grey.std()])
 
+def _simple_model():
+    from sklearn.linear_model import LogisticRegression # here alone: the baseline is all that needs scikit-learn
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
 def trivial_baseline(
     train:np.ndarray, # float [T, F] features of the training images
     train_y:np.ndarray, # bool [T]
@@ -102,13 +109,26 @@ def trivial_baseline(
     y:np.ndarray, # bool [N]
 ) -> float|None: # AUROC on the evaluated images; None unless both sides have both kinds
     "AUROC of a logistic regression on simple features, fitted on training images and judged on evaluated ones"
-    from sklearn.linear_model import LogisticRegression # here alone, so that evaluating a bundle needs no scikit-learn but for this
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     train_y, y = np.asarray(train_y, bool), np.asarray(y, bool)
     if not len(y) or not len(train_y) or train_y.all() or not train_y.any(): return None
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, train_y)
-    return auroc(y, model.decision_function(features))
+    return auroc(y, _simple_model().fit(train, train_y).decision_function(features))
+
+def grouped_baseline(
+    features:np.ndarray, # float [N, F]
+    y:np.ndarray, # bool [N]
+    parts:Sequence[str], # [N], part of each image
+    folds:int=5,
+) -> float|None: # AUROC of the held-out scores; None where a fold's rest lacks one of the kinds
+    "The trivial baseline by cross-validation, for data without a training split; a part is never on both sides"
+    features, y, parts = np.asarray(features, float), np.asarray(y, bool), np.asarray(parts, str)
+    label = {p: bool(y[parts == p].any()) for p in np.unique(parts)}
+    fold_of = {p: i % folds for i, p in enumerate(sorted(label, key=lambda p: (label[p], p)))} # dealt out kind by kind
+    fold, score = np.array([fold_of[p] for p in parts], int), np.zeros(len(y))
+    for f in np.unique(fold):
+        rest, held = fold != f, fold == f
+        if not y[rest].any() or y[rest].all(): return None
+        score[held] = _simple_model().fit(features[rest], y[rest]).decision_function(features[held])
+    return auroc(y, score)
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #e1d14c1e
 class Boxes(NamedTuple):

@@ -23,7 +23,8 @@ def cell_markdown(cell) -> str:
 def readme(cfg) -> str:
     "README.md as the index notebook has it"
     cells = read_nb(cfg.nbs_path/cfg.readme_nb).cells
-    return '\n\n'.join(filter(None, map(cell_markdown, cells))) + '\n'
+    text = '\n\n'.join(filter(None, map(cell_markdown, cells))) + '\n'
+    return re.sub(r'\]\((?!\w+:|#|/)', f']({cfg.nbs_path.name}/', text)  # links are relative to nbs/
 
 def page(path):
     "`10_metrics.ipynb` -> `metrics.ipynb`, the name that links between pages expect"

@@ -180,10 +180,15 @@ class MagneticTileConnector:
         bad, marks = category != 'Free', ()
         if bad:
             mask = read_mask(path.with_suffix('.png'), h, w)
-            marks = annotate_mask(mask, category) or annotate_mask(mask, category, min_area=1)
+            marks = _marks(mask, category, path, self.notes)
         exposure = re.match(r'exp\d+', path.stem)
         return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self._key(path)], None, exposure and exposure[0],
             bad, (category,) if bad else (), marks)
+
+def _marks(mask, category, path, notes):
+    marks = annotate_mask(mask, category)
+    if not marks: notes.append(f'{path.parent.name}/{path.name}: the mask has {int(mask.sum())} px, so the image counts as {category} without saying where')
+    return marks
 
 def _join(by_frame, parts):
     "Give those without a part that of a neighbour within `_FRAME_GAP` frames, or a new one; parts that so touch become one"
@@ -257,6 +262,6 @@ class FolderConnector:
         marks = ()
         if f.mask:
             mask = read_mask(f.mask, h, w)
-            marks = annotate_mask(mask, f.category) or annotate_mask(mask, f.category, min_area=1)
+            marks = _marks(mask, f.category, f.path, self.notes)
         part = self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix(''))
         return content, ImageRecord(i+1, name, w, h, part, None, None, f.category is not None, (f.category,) if f.category else (), marks)

@@ -269,7 +269,7 @@ def _make(spec, part, i, seed):
     lay = rng.random() < .5  # grain runs along x or y
     plane = _SURFACES[part.surface](rng, shape if lay else shape[::-1])
     albedo, height = (plane.albedo, plane.height) if lay else (plane.albedo.transpose(1, 0, 2).copy(), plane.height.T.copy())
-    albedo *= (1 + _rng(seed, 3, int(part.lot[4:])).normal(0, .035, 3)).astype(_f32)
+    albedo *= (1 + _rng(seed, 3, int(part.lot[4:])).normal(0, .02, 3)).astype(_f32)
     sd, along = _edges(rng, shape, scale, dict(cast=.6, fabric=.5, wood=.4).get(part.surface, .15))
     fixture = np.clip(.13 + .05*rng.normal() + .012*_grain(rng, shape, .6) + .02*_blobs(rng, shape, 30), .03, .3)[..., None]*np.array([1, 1, 1.04], _f32)
     yx = tuple(np.mgrid[:shape[0], :shape[1]].astype(_f32))

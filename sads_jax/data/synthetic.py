@@ -224,8 +224,11 @@ def plan_parts(
     rng, n = _rng(seed, 1), spec.n_parts
     bad = np.zeros(n, bool)
     bad[rng.permutation(n)[:round(spec.defective*n)]] = True
-    surface = rng.permutation(np.arange(n) % len(spec.surfaces))
-    sides = np.round(spec.size*np.exp(rng.normal(0, .12, (n, 2)))).astype(int).clip(32)
+    surface, sides = np.zeros(n, int), np.zeros((n, 2), int)
+    stock = np.round(spec.size*np.exp(rng.normal(0, .12, (n, 2)))).astype(int).clip(32)
+    for group in (np.flatnonzero(bad), np.flatnonzero(~bad)):  # both draw from the front of the same stock
+        surface[group] = rng.permutation(np.arange(len(group)) % len(spec.surfaces))
+        sides[group] = rng.permutation(stock[:len(group)])
     first = iter(rng.permutation(np.arange(max(1, bad.sum())) % len(spec.defects)))
     parts = []
     for i in range(n):

@@ -19,7 +19,6 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError, SADSError
@@ -28,7 +27,7 @@ from ..core.params import SyntheticSpec
 from .formats import read_folders, read_mask
 from .images import image_size, read_image
 from .records import ImageRecord, InspectionData, annotate_class_map, annotate_mask, instance_masks, read_coco, write_coco
-from .synthetic import plan_parts, render_all
+from .synthetic import render_all
 
 _log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ def pairwise_iou(
     a, # float32 [..., N, 4], px
     b, # float32 [..., M, 4], px
 ): # float32 [..., N, M], 0..1; 0 where either is degenerate or not a number
-    "Intersection over union of every box in `a` with every box in `b`; the same bits with and without jit"
+    "Intersection over union of every box in `a` with every box in `b`; on CPUs the same bits with and without jit"
     return _iou(a[...,:,None,:], b[...,None,:,:])
 
 # %% ../../nbs/01_ops/10_boxes.ipynb #b5c5cb7d
@@ -51,8 +51,9 @@ def clip_boxes(
 def square_context(
     boxes, # float32 [..., 4], px
     context, # side of the square over the longer side of the box, e.g. 1.5
+    least=0., # side of the smallest square [px]: a speck enlarged tenfold is a blur
 ): # float32 [..., 4], px
-    "The square with each box's centre and `context` times its longer side"
+    "The square with each box's centre and `context` times its longer side, or `least`"
     centre = (boxes[...,:2] + boxes[...,2:])*0.5
-    half = jnp.max(boxes[...,2:] - boxes[...,:2], -1, keepdims=True)*(0.5*context)
+    half = jnp.maximum(jnp.max(boxes[...,2:] - boxes[...,:2], -1, keepdims=True)*context, least)*0.5
     return jnp.concatenate([centre - half, centre + half], -1)

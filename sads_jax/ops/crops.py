@@ -20,6 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 # %% ../../nbs/01_ops/30_crops.ipynb #7efd5a07
+def _times(a, b, xp=jnp):
+    "`a*b`, rounded before anything is added to it"
+    return xp.where(a != 0, a*b, 0)
+
 def _between(
     at, # float32 [...], positions in a row of pixels whose centres are at +0.5
     n:int, # pixels in the row
@@ -40,17 +44,17 @@ def crop_and_resize(
 ): # float32 [N, size, size, C]
     "Each box of its image, resized to a square; a coordinate that is not finite is read as the image's edge"
     _, h, w, c = images.shape
-    step = (jnp.arange(size, dtype=jnp.float32) + 0.5)/size
+    step = (np.arange(size, dtype=np.float32) + np.float32(0.5))/np.float32(size)
     boxes = jnp.nan_to_num(boxes.astype(jnp.float32), nan=0., posinf=1e6, neginf=-1e6)
-    along = lambda i: boxes[:,i,None] + (boxes[:,i+2] - boxes[:,i])[:,None]*step
+    along = lambda i: boxes[:,i,None] + _times((boxes[:,i+2] - boxes[:,i])[:,None], step)
     x0, x1, wx = _between(along(0), w)
     y0, y1, wy = _between(along(1), h)
     wx, wy = wx[:,None,:,None], wy[:,:,None,None]
     which = image_index[:,None,None]
     pixel = lambda y, x: images.at[which, y[:,:,None], x[:,None,:]].get(mode='clip').astype(jnp.float32)
-    row = lambda y: (lambda low, high: low + (high - low)*wx)(pixel(y, x0), pixel(y, x1))
+    row = lambda y: (lambda low, high: low + _times(high - low, wx))(pixel(y, x0), pixel(y, x1))
     top, bottom = row(y0), row(y1)
-    return top + (bottom - top)*wy
+    return top + _times(bottom - top, wy)
 
 # %% ../../nbs/01_ops/30_crops.ipynb #fbd178fa
 def _paste(mask, box, y, x, xp):
@@ -58,11 +62,11 @@ def _paste(mask, box, y, x, xp):
     m, n = mask.shape
     x1, y1, x2, y2 = box[0], box[1], box[2], box[3]
     inside = ((y >= y1) & (y < y2))[:,None] & ((x >= x1) & (x < x2))[None]
-    place = lambda at, a, b, k: xp.where(b > a, (at - a)/xp.where(b > a, b - a, 1), 0)*k
+    place = lambda at, a, b, k: _times(at - a, xp.float32(k)/xp.where(b > a, b - a, 1), xp)
     y0, y1_, wy = _between(place(y, y1, y2, m), m, xp)
     x0, x1_, wx = _between(place(x, x1, x2, n), n, xp)
-    rows = mask[y0] + (mask[y1_] - mask[y0])*wy[:,None]
-    return xp.where(inside, rows[:,x0] + (rows[:,x1_] - rows[:,x0])*wx, 0)
+    rows = mask[y0] + _times(mask[y1_] - mask[y0], wy[:,None], xp)
+    return xp.where(inside, rows[:,x0] + _times(rows[:,x1_] - rows[:,x0], wx, xp), 0)
 
 @partial(jax.jit, static_argnames=('h', 'w'))
 def paste_mask(
@@ -82,7 +86,7 @@ def host_paste_mask(
     h:int, # height of the image [px]
     w:int, # width of the image [px]
 ) -> np.ndarray: # float32 [h, w]; 0 outside the box
-    "`paste_mask` in numpy, for images of any size; equal to it within 1e-5"
+    "`paste_mask` in numpy, for images of any size; on CPUs the same bits"
     out, box = np.zeros((h, w), np.float32), np.asarray(box, np.float32)
     if not np.isfinite(box).all(): return out
     x1, y1 = np.clip(np.floor(box[:2]), 0, (w, h)).astype(int)

@@ -130,11 +130,11 @@ class EvaluationOrchestrator:
                 if isinstance(report, SADSError):
                     errors.append((record.file_name, str(report)))
                     continue
-                row = Judged(record, report, true_boxes(record, categories), found_boxes(findings, placement, order), true_map(record, categories), score_map)
-                if tuple(report.image_size) != (record.width, record.height):
-                    errors.append((record.file_name, f'the photograph is {report.image_size[0]} x {report.image_size[1]} px, its record says '
-                        f'{record.width} x {record.height}: judged as an image, not by boxes and pixels'))
-                    row = replace(row, true=None, class_map=None)
+                fits = tuple(report.image_size) == (record.width, record.height)
+                if not fits: errors.append((record.file_name, f'the photograph is {report.image_size[0]} x {report.image_size[1]} px, its record says '
+                    f'{record.width} x {record.height}: judged as an image, not by boxes and pixels'))
+                row = Judged(record, report, true_boxes(record, categories) if fits else None, found_boxes(findings, placement, order),
+                    true_map(record, categories) if fits else None, score_map)
                 if self.classify_boxes is not None and row.true is not None and len(row.true.boxes):
                     probs = self.classify_boxes(read_image(data.path(record)), row.true.boxes)
                     row = replace(row, true_labels=np.asarray(order)[np.asarray(probs).argmax(-1)])

@@ -40,7 +40,7 @@ def line_chart(
     diagonal:bool=False, # Draw the coin's line
 ) -> str: # SVG
     "Lines in a unit-high frame; values that are not finite are left out"
-    w, h, left, right, top, bottom = 340, 250, 44, 12, 26, 40
+    w, h, left, right, top, bottom = 420, 250, 52, 14, 28, 44
     span = (x_range[1] - x_range[0]) or 1.
     px = lambda v: left + (np.clip(v, *x_range) - x_range[0])/span*(w - left - right)
     py = lambda v: h - bottom - np.clip(v, 0, 1)*(h - top - bottom)
@@ -48,9 +48,9 @@ def line_chart(
     for i in range(5):
         v, u = i/4, x_range[0] + span*i/4
         out.append(f'<path d="M{left} {_num(py(v))}H{w - right}" stroke="{_LINE}"/><text x="{left - 6}" y="{_num(py(v) + 4)}" text-anchor="end">{v:g}</text>')
-        out.append(f'<text x="{_num(px(u))}" y="{h - bottom + 16}" text-anchor="middle">{u:.3g}</text>')
+        out.append(f'<text x="{_num(px(u))}" y="{h - bottom + 18}" text-anchor="middle">{u:.3g}</text>')
     out.append(f'<text x="{(left + w - right)//2}" y="{h - 6}" text-anchor="middle">{_h(x)}</text>')
-    out.append(f'<text transform="translate(11 {(h + top - bottom)//2})rotate(-90)" text-anchor="middle">{_h(y)}</text>')
+    out.append(f'<text transform="translate(13 {(h + top - bottom)//2})rotate(-90)" text-anchor="middle">{_h(y)}</text>')
     if diagonal: out.append(f'<path d="M{_num(px(x_range[0]))} {_num(py(0))}L{_num(px(x_range[1]))} {_num(py(1))}" stroke="{_GREY}" stroke-dasharray="3 4" fill="none"/>')
     if mark is not None and x_range[0] <= mark[0] <= x_range[1]:
         side = 'end' if mark[0] > sum(x_range)/2 else 'start'
@@ -69,7 +69,7 @@ def line_chart(
         out.append(f'<path d="{"".join(d)}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>')
         if label:
             out.append(f'<path d="M{at} 12h14" stroke="{colour}" stroke-width="3"/><text x="{at + 19}" y="16" fill="{_INK}">{_h(label)}</text>')
-            at += 34 + 6*len(label)
+            at += 38 + 7*len(label)
     return ''.join(out) + '</svg>'
 
 def strip_chart(
@@ -79,10 +79,10 @@ def strip_chart(
     mark:tuple[float, str]|None=None, # x and text of a vertical line
 ) -> str: # SVG
     "Every value as a dot, one row a group; dots are spread by a fixed pattern, so nothing is hidden and nothing is random"
-    w, h, left, right, top, bottom = 340, 250, 12, 12, 26, 40
+    w, h, left, right, top, bottom = 420, 250, 14, 14, 28, 44
     px, row = (lambda v: left + float(np.clip(v, 0, 1))*(w - left - right)), (h - top - bottom)/max(len(groups), 1)
     out = [f'<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{_h(x)}">']
-    for i in range(5): out.append(f'<path d="M{_num(px(i/4))} {top}V{h - bottom}" stroke="{_LINE}"/><text x="{_num(px(i/4))}" y="{h - bottom + 16}" text-anchor="middle">{i/4:g}</text>')
+    for i in range(5): out.append(f'<path d="M{_num(px(i/4))} {top}V{h - bottom}" stroke="{_LINE}"/><text x="{_num(px(i/4))}" y="{h - bottom + 18}" text-anchor="middle">{i/4:g}</text>')
     for g, (label, colour, values) in enumerate(groups):
         for i, v in enumerate(sorted(values)):
             y = top + row*(g + .3 + .62*(i*.618034 % 1))
@@ -156,7 +156,7 @@ def pick_gallery(
     escapes = sorted((r for r in rows if r.record.defective and r.report.verdict == Verdict.PASS), key=key)
     overkills = sorted((r for r in rows if r.record.defective is False and r.report.verdict != Verdict.PASS),
         key=lambda r: (r.report.verdict != Verdict.FAIL, -r.report.image_score, r.record.id))
-    right = [r for r in rows if r not in escapes and r not in overkills]
+    right = [r for r in rows if r.record.defective is not None and (r.report.verdict == Verdict.PASS) != r.record.defective]
     piles = {}
     for r in sorted(right, key=lambda r: (-r.report.image_score, r.record.id)): piles.setdefault(r.record.classes[:1] if r.record.defective else ('',), []).append(r)
     examples = [pile[i] for i in range(max(map(len, piles.values()), default=0)) for _, pile in sorted(piles.items()) if i < len(pile)]
@@ -179,7 +179,7 @@ p{margin:4px 0 10px;max-width:74ch}
 .small,figcaption{font-size:13px}
 .grid{display:grid;gap:16px}
 .cards{grid-template-columns:repeat(auto-fit,minmax(min(290px,100%),1fr));margin:22px 0 10px}
-.charts{grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr))}
+.charts{grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr))}
 .shots{grid-template-columns:repeat(auto-fill,minmax(min(250px,100%),1fr))}
 .card{background:#fff;border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:0;min-width:0}
 .card .what{font-size:13px;color:var(--grey)}
@@ -188,9 +188,9 @@ p{margin:4px 0 10px;max-width:74ch}
 .warn b{display:block}
 .good{background:#f1f8f4;border-color:#cfe5d8;border-left-color:#2e7d5b}
 .chart{width:100%;height:auto;display:block}
-.chart text{font-size:11px;fill:#5d6975}
+.chart text{font-size:12px;fill:#5d6975}
 .shot{padding:0;overflow:hidden}
-.photo{width:100%;height:230px;display:block;background:#20262d}
+.photo{width:100%;height:auto;aspect-ratio:4/3;display:block;background:#20262d}
 .shot figcaption{padding:9px 12px 11px;line-height:1.45;overflow-wrap:anywhere}
 .shot figcaption b{color:var(--ink);font-weight:600}
 .photo path{fill:none;vector-effect:non-scaling-stroke}
@@ -216,7 +216,7 @@ thead th{color:var(--grey);font-weight:600;font-size:13px}
 .matrix td{text-align:center;min-width:54px}
 .matrix th:first-child{padding-right:16px}
 code{font-size:.92em;overflow-wrap:anywhere}
-@media(max-width:560px){main{padding:20px 14px 40px}h1{font-size:22px}.photo{height:auto;max-height:320px}.words td:first-child{white-space:normal}}
+@media(max-width:560px){main{padding:20px 14px 40px}h1{font-size:22px}.words td:first-child{white-space:normal}}
 @media print{.card,.warn,table{break-inside:avoid}}
 '''
 
@@ -291,7 +291,7 @@ def _shot(e, row):
     except SADSError as err: picture = f'<p class="small">{_h(str(err))}</p>'
     truth = 'good' if r.defective is False else 'unlabelled' if r.defective is None else 'defective' + (f": {', '.join(r.classes)}" if r.classes else '') + (' (no outline known)' if r.weak else '')
     why = _h(p.reasons[0].text) if p.reasons else ('nothing reported' if not p.defects else f'{len(p.defects)} reported')
-    return (f'<figure class="card shot">{picture}<figcaption><span class="chip {p.verdict.value}">{p.verdict.value}</span><b>{_h(truth)}</b> · score {p.image_score:.3f}'
+    return (f'<figure class="card shot">{picture}<figcaption><span class="chip {p.verdict.value}">{p.verdict.value}</span><b>{_h(truth)}</b> · score&nbsp;{p.image_score:.3f}'
         f'<br>{why}<br>part {_h(r.part_id)} · {_h(Path(r.file_name).name)}</figcaption></figure>')
 
 def _gallery(e, n):

@@ -1,0 +1,50 @@
+"A pipeline that needs no model, importable by spawned workers: PASS for what decodes, with the real decoder's errors."
+import hashlib
+import os
+import time
+
+import numpy as np
+
+from sads_jax.core.errors import SADSError
+from sads_jax.core.types import RLE, Defect, InspectionReport, Reason, Verdict
+from sads_jax.data.images import read_image
+
+
+class Predictor:
+    buckets, batch_sizes = ((64, 64),), (1, 8)
+
+class FakePipeline:
+    "FAIL with one defect where the mean is dark, else PASS; `delay` seconds a batch"
+    predictor = Predictor()
+
+    def __init__(self, delay:float=0., log:str|None=None): self.delay, self.log = delay, log
+
+    def run_inference(self, srcs, *, part_ids=None, names=None, batch_size=8, on_error='raise'):
+        if self.log:
+            with open(self.log, 'a') as f: f.write(f'{len(srcs)}\n')
+        time.sleep(self.delay)
+        none = [None]*len(srcs)
+        return [self._one(s, n, p, on_error) for s, n, p in zip(srcs, names or none, part_ids or none, strict=True)]
+
+    def process_request(self, src, *, part_id=None): return self.run_inference([src], part_ids=[part_id])[0]
+
+    def _one(self, src, name, part_id, on_error):
+        try:
+            image = src if isinstance(src, np.ndarray) else read_image(src, name=name)
+        except SADSError as e:
+            if on_error == 'raise': raise
+            return e
+        data = image.tobytes() if isinstance(src, np.ndarray) else src if isinstance(src, bytes) else open(src, 'rb').read()
+        h, w = image.shape[:2]
+        dark = bool(image.mean() < 64)
+        defect = Defect(box=(2, 2, 10, 10), label='pit', label_score=.9, score=.8, area_px=64, length_px=11.3, mask=RLE(size=(h, w), counts='0'))
+        return InspectionReport(verdict=Verdict.FAIL if dark else Verdict.PASS, defects=[defect] if dark else [],
+            reasons=[Reason(rule='any defect', verdict=Verdict.FAIL, text='FAIL: pit', defect=0)] if dark else [],
+            image_score=round(1 - float(image.mean())/255, 4), image_sha256=hashlib.sha256(data).hexdigest(), image_size=(w, h),
+            model_version='fake', part_id=part_id, rules_version='fake', timings_ms={'total': 1.})
+
+def load(delay:float=0., log:str|None=None): return FakePipeline(delay, log)
+
+def load_broken(): raise RuntimeError('no model here')
+
+def load_killed(): os._exit(9)

@@ -1,0 +1,17 @@
+"Program: serve a fake pipeline. serve_fake.py PORT [NAME_OF_LOADER [DELAY [LOG]]]"
+import sys
+from functools import partial
+
+import fake_pipeline
+
+from sads_jax.core.errors import SADSError
+from sads_jax.core.settings import Settings
+from sads_jax.serving.server import make_server, serve
+
+if __name__ == '__main__':
+    port, loader, *rest = sys.argv[1:] if len(sys.argv) > 2 else [sys.argv[1], 'load']
+    args = [float(rest[0]), *rest[1:]] if rest else []
+    settings = Settings(port=int(port), batch_timeout_ms=50, max_batch_size=8, max_image_mb=4)
+    try: serve(make_server(partial(getattr(fake_pipeline, loader), *args), settings, version='fake'), settings)
+    except SADSError as e: sys.exit(f'error: {e}')
+    assert not any(m == 'jax' or m.startswith('jax.') for m in sys.modules), 'the main process must not import JAX'

@@ -387,6 +387,21 @@ def test_ingest_twice_is_the_same(tmp_path):
     assert len(files()) == 4, 'nothing of the earlier, larger set is left'
 
 
+def test_ingest_after_a_crash(tmp_path):
+    "Killed half way, the next ingest gives what the first would have given"
+    spec, seen = SyntheticSpec(n_parts=4, exposures=2, size=64), []
+    def dies(it, description, total):
+        for x in it:
+            if len(seen) == 3: raise KeyboardInterrupt
+            seen.append(x); yield x
+    ingest(ConnectorFactory(spec, seed=2), tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): ingest(ConnectorFactory(SyntheticSpec(n_parts=9, size=64), seed=2), tmp_path/'b', dies)
+    with pytest.raises(DataError, match='no such file'): read_coco(tmp_path/'b')
+    ingest(ConnectorFactory(spec, seed=2), tmp_path/'b')
+    a, b = ({str(p.relative_to(tmp_path/d)): p.read_bytes() for p in (tmp_path/d).rglob('*') if p.is_file()} for d in 'ab')
+    assert a == b
+
+
 def test_progress_is_shown(tmp_path):
     seen = []
     def progress(it, description, total):

@@ -13,6 +13,7 @@ import csv
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -72,7 +73,7 @@ def ingest(
         raise DataError(f'{len(skipped)} of {total} images cannot be used: {some}{"; …" if len(skipped) > 3 else ""}', where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
     data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)))
     write_coco(data, out)
-    (out/'ingest.json').write_text(json.dumps({'images': len(kept), 'skipped': skipped, 'notes': list(connector.notes)}, sort_keys=True, indent=1) + '\n')
+    _write_report(out, images=len(kept), skipped=skipped, notes=list(connector.notes))
     for note in connector.notes: _log.info(note)
     return data
 
@@ -102,11 +103,12 @@ def _clear(out, root):
     "Remove what an earlier ingest wrote; never a source"
     if root is not None and Path(root).exists() and out.exists() and (out.resolve() == Path(root).resolve() or out.resolve() in Path(root).resolve().parents):
         raise DataError('the data set would be written over its own source', where=out, remedy='Choose another --workdir or data.root')
+    if (out/'ingest.json').exists(): shutil.rmtree(out/'images', ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    if (out/'annotations.json').exists() and (out/'ingest.json').exists():
-        for r in read_coco(out).images:
-            if r.file_name.startswith('images/'): (out/r.file_name).unlink(missing_ok=True)
-        (out/'annotations.json').unlink()
+    (out/'annotations.json').unlink(missing_ok=True)
+    _write_report(out, finished=False)  # from here on, and after a crash too, images/ is known to be ours
+
+def _write_report(out, **fields): (out/'ingest.json').write_text(json.dumps(fields, sort_keys=True, indent=1) + '\n')
 
 # %% ../../nbs/02_data/50_connectors.ipynb #50f33e84
 def _png(image):
@@ -174,7 +176,7 @@ class MagneticTileConnector:
         for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path))
 
     def _load(self, i, path):
-        content, category = path.read_bytes(), path.parent.name[3:]
+        content, category = _contents(path), path.parent.name[3:]
         h, w = image_size(content, name=str(path), max_megapixels=float('inf'))
         bad, marks = category != 'Free', ()
         if bad:

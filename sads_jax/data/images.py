@@ -70,7 +70,7 @@ def _open(data, where, max_megapixels):
     for kind in _FORMATS:
         if kind not in Image.OPEN: continue
         factory, accept = Image.OPEN[kind]
-        if accept and (accept(data[:16]) is not True and not accept(data[:16])): continue
+        if accept and not accept(data[:16]): continue
         try: return factory(BytesIO(data), None)
         except Image.DecompressionBombError as e: raise _too_large(str(e), where, max_megapixels) from e
         except _BROKEN as e: claimed, cause = kind, e

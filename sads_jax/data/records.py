@@ -140,7 +140,9 @@ def write_coco(
     tree = dict(info={'description': 'sads_jax inspection data'}, categories=[dict(id=i, name=c) for c, i in ids.items()], images=images, annotations=marks)
     path = Path(root)/annotations
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tree, sort_keys=True, indent=1) + '\n')
+    part = path.with_name(path.name + '.tmp')  # whoever finds the file finds all of it
+    part.write_text(json.dumps(tree, sort_keys=True, indent=1) + '\n')
+    part.replace(path)
     return path
 
 def read_coco(

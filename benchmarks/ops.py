@@ -8,9 +8,11 @@ Compilation isn't counted (its time is printed apart).
 import argparse
 import statistics
 import time
+from functools import partial
 
 import jax
 import numpy as np
+from scipy.ndimage import map_coordinates
 
 from sads_jax.ops.crops import crop_and_resize, host_paste_mask, paste_mask
 from sads_jax.ops.nms import batched_nms
@@ -31,6 +33,17 @@ def greedy(boxes, scores, iou, most):
         kept.append(left[0])
         left = left[1:][overlaps(boxes[left[0]], boxes[left[1:]]) <= np.float32(iou)]
     return kept
+
+def greedy_batch(boxes, scores, iou, most): return [greedy(b, s, iou, most) for b, s in zip(boxes, scores)]
+
+def crop_batch(images, boxes, size):
+    grid, out = (np.arange(size) + .5)/size, []
+    for image, (x1, y1, x2, y2) in zip(images, boxes):
+        at = np.meshgrid(y1 + (y2 - y1)*grid - .5, x1 + (x2 - x1)*grid - .5, indexing='ij')
+        out.append(np.stack([map_coordinates(image[...,c], at, order=1, mode='nearest') for c in range(image.shape[-1])], -1))
+    return out
+
+def label_batch(masks): return [host_components(m)[0] for m in masks]
 
 def median_ms(f, repeats):
     "Median of `repeats` calls [ms], and the first call [ms] (which compiles)"
@@ -56,8 +69,7 @@ def main():
         boxes = np.concatenate([corner, corner + rng.uniform(5, 60, (batch, n, 2))], -1).astype(np.float32)
         scores, valid = rng.random((batch, n)).astype(np.float32), np.ones((batch, n), bool)
         on = jax.device_put((boxes, scores, valid))
-        ours = lambda: batched_nms(*on, iou=.5, max_out=most)
-        other = lambda: [greedy(b, s, .5, most) for b, s in zip(boxes, scores)]
+        ours, other = partial(batched_nms, *on, iou=.5, max_out=most), partial(greedy_batch, boxes, scores, .5, most)
         for index, keep, want in zip(*map(np.asarray, ours()), other()): assert index[keep].tolist() == want
         jax.clear_caches()
         row(f'NMS {batch} x {n}, keep <= {most}', ours, other, 'numpy greedy loop')
@@ -66,13 +78,12 @@ def main():
     corner = rng.uniform(0, 150, (32, 2))
     boxes, which = np.concatenate([corner, corner + 96], 1).astype(np.float32), np.arange(32)
     row('crop 32 boxes to 64 x 64', lambda: crop_and_resize(images, boxes, which, 64),
-        lambda: [crop_and_resize(images, boxes[i:i+1], which[i:i+1], 64) for i in range(32)], 'one crop a call')
+        partial(crop_batch, np.asarray(images), boxes, 64), 'scipy map_coordinates')
     mask = rng.random((28, 28)).astype(np.float32)
     row('paste a mask into 1024 x 1024', lambda: paste_mask(mask, boxes[0], 1024, 1024), lambda: host_paste_mask(mask, boxes[0], 1024, 1024), 'host_paste_mask')
     for side in (32, 128):
         masks = rng.random((32, side, side)) < .4
-        label = jax.jit(jax.vmap(components))
-        row(f'components of 32 masks {side} x {side}', lambda: label(masks), lambda: [host_components(m)[0] for m in masks], 'host_components (scipy)')
+        row(f'components of 32 masks {side} x {side}', partial(jax.jit(jax.vmap(components)), masks), partial(label_batch, masks), 'host_components (scipy)')
 
     print(f'{jax.devices()[0].device_kind}, median of {repeats} [ms]\n')
     print(f"{'':<36}{'ours':>9}{'other':>9}{'ratio':>8}{'first call':>12}  other is")

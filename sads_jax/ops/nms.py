@@ -52,6 +52,7 @@ def nms(
     return lax.fori_loop(0, min(n, max_out), step, (alive, index, keep))[1:]
 
 # %% ../../nbs/01_ops/20_nms.ipynb #fad0c2ab
+@partial(jax.jit, static_argnames='max_out')
 def batched_nms(
     boxes, # float32 [B, N, 4], px
     scores, # float32 [B, N]

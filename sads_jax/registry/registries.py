@@ -47,7 +47,7 @@ class Registry(Protocol):
 
 # %% ../../nbs/08_registry/30_registries.ipynb #cbff386b
 _TAG = 'bundle_version'
-_NONE_YET = 'Register one with `dvc repro`, see `sads models list`, or serve a folder with --bundle'
+_NONE_YET = 'Register one with `sads run` or `dvc repro`, or name a folder with --bundle'
 
 class MLflowRegistry:
     "Bundles in MLflow's model registry"
@@ -163,7 +163,7 @@ class MLflowRegistry:
         if len(hits) == 1: return hits[0]
         have = ', '.join(f"{e.version} ({', '.join((e.bundle_version[:8], *e.aliases))})" for e in all_[-8:])
         what = f'{ref!r} could be any of {len(hits)} versions' if hits else f'no {ref}: no version or alias of {self.model_name!r} is called so'
-        raise RegistryError(what, where=self.uri, remedy=f'It has {have}. Point an alias with `sads models alias`' if not hits else 'Give more digits')
+        raise RegistryError(what, where=self.uri, remedy=f'It has {have}. Point an alias at one with `sads models promote`' if not hits else 'Give more digits')
 
     def get(
         self,

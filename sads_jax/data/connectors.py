@@ -99,6 +99,10 @@ def _inside(a, h, w, where):
     if box[2] <= box[0] or box[3] <= box[1]: raise DataError(f'a box of {a.category!r} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside of the image', where=where, remedy='Remove the annotation or draw it again')
     return a if box == a.box else replace(a, bbox=(box[0], box[1], box[2]-box[0], box[3]-box[1]))
 
+def _contents(path):
+    try: return path.read_bytes()
+    except OSError as e: raise DataError('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read: {e.strerror}', where=path, remedy='Add it, or remove its entry') from e
+
 def _clear(out, root):
     "Remove what an earlier ingest wrote; never a source"
     if root is not None and Path(root).exists() and out.exists() and (out.resolve() == Path(root).resolve() or out.resolve() in Path(root).resolve().parents):
@@ -234,10 +238,6 @@ class CocoConnector:
     def _load(self, r):
         if r.id in self.problems: raise self.problems[r.id]
         return _contents(self.data.path(r)), r
-
-def _contents(path):
-    try: return path.read_bytes()
-    except OSError as e: raise DataError('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read: {e.strerror}', where=path, remedy='Add it, or remove its entry') from e
 
 # %% ../../nbs/02_data/50_connectors.ipynb #b333ec36
 @ConnectorFactory.register('folder')

@@ -42,7 +42,7 @@ class BaseDataConnector(Protocol):
     "Anything that lists photographs; builders of `ConnectorFactory` return one"
     categories: tuple[str, ...] # defect classes, sorted
     notes: list[str] # what a reader of the data should know, filled while listing
-    def records(self) -> Iterator[Source]: ... # in a fixed order
+    def records(self) -> Iterator[Source]: "Every photograph, in a fixed order"
     def __len__(self) -> int: ... # how many `records` yields
 
 ConnectorFactory = Factory('connector')

@@ -17,8 +17,7 @@ from sklearn import metrics as sk
 
 from sads_jax.core.errors import DataError, ImageError, UnknownKind
 from sads_jax.core.params import EscapeThreshold, F1Threshold, FixedThreshold, OverkillThreshold, ThresholdSpec
-from sads_jax.core.types import RLE, Defect, Findings, InspectionReport, Verdict
-from sads_jax.data.images import letterbox
+from sads_jax.core.types import RLE, Defect, InspectionReport, Verdict
 from sads_jax.data.records import Annotation, ImageRecord, InspectionData, annotate_mask, class_map
 from sads_jax.evaluation import evaluate, metrics, operating, report
 
@@ -341,36 +340,34 @@ def data(tmp_path):
 
 
 class Oracle:
-    "Answers from the records, through canvas pixels; `spoil` changes single answers"
+    "Answers from the records; `spoil` changes single answers"
     model_version, rules_version = 'oracle', 'none'
 
     def __init__(self, data, categories=CATS, spoil=None):
         self.data, self.categories, self.spoil, self.batches = data, categories, spoil or {}, []
+        self.postprocessor = SimpleNamespace(categories=categories, threshold=.5)
 
-    def inspect(self, sources):
-        self.batches.append(len(sources))
+    def inspect(self, srcs, *, part_ids, batch_size, on_error):
+        assert on_error == 'return' and len(part_ids) == len(srcs)
+        self.batches.append(len(srcs))
         known = {self.data.path(r): r for r in self.data.images}
-        return [self.one(known[s]) for s in sources]
+        return [self.one(known[s]) for s in srcs]
 
     def one(self, r):
-        if isinstance(self.spoil.get(r.id), Exception): return self.spoil[r.id], None, None, None
+        if isinstance(self.spoil.get(r.id), Exception): return self.spoil[r.id]
         truth = np.zeros((r.height, r.width), bool)
         for a in r.annotations:
             x1, y1, x2, y2 = map(int, a.box)
             truth[y1:y2, x1:x2] = True
         if r.weak: truth[16:28, 20:30] = True
-        _, place = letterbox(np.zeros((r.height, r.width, 3), np.uint8), ((96, 96),))
-        k, verdict = 4, self.spoil.get(r.id, 'FAIL' if r.defective else 'PASS')
-        boxes, valid, probs = np.zeros((k, 4), np.float32), np.zeros(k, bool), np.zeros((k, len(self.categories)), np.float32)
-        defects = []
+        verdict = self.spoil.get(r.id, 'FAIL' if r.defective else 'PASS')
+        boxes, probs, defects = np.zeros((0, 4), np.float32), np.zeros((0, len(self.categories)), np.float32), []
         if truth.any() and verdict != 'PASS':
             d = _defect(truth, r.classes[0])
-            boxes[0] = np.array(d.box)*place.scale + np.array([place.left, place.top]*2)
-            valid[0], probs[0, self.categories.index(d.label)] = True, .9
-            defects = [d]
+            boxes, probs, defects = np.float32([d.box]), np.float32(np.eye(len(self.categories))[[self.categories.index(d.label)]]*.9), [d]
         score = .9 if truth.any() else .1
         rep = _report(verdict, score, (r.width, r.height), defects)
-        return rep, Findings(boxes, valid*np.float32(.9), valid, probs, boxes, np.zeros((k, 4, 4)), np.zeros((24, 24)), np.float32(score)), place, truth.astype(np.float32)
+        return SimpleNamespace(report=rep, score_map=truth.astype(np.float32), boxes=boxes, scores=np.full(len(boxes), .9, np.float32), label_scores=probs)
 
 
 def test_a_perfect_pipeline_gets_perfect_figures(data):
@@ -453,7 +450,7 @@ def test_true_boxes_are_named_when_asked(data):
 def test_size_on_disk_against_record(data):
     odd = replace(data, images=tuple(replace(r, width=63) if r.id == 8 else r for r in data.images))
     real = Oracle(data)
-    fake = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, inspect=lambda s: real.inspect(s))
+    fake = SimpleNamespace(model_version='m', rules_version='r', postprocessor=real.postprocessor, inspect=real.inspect)
     e = evaluate.EvaluationOrchestrator(fake).run(odd)
     assert len(e.rows) == 16 and e.metrics['masks']['images'] == 11 and '64 x 48 px, its record says 63 x 48' in e.errors[0][1]
 
@@ -528,12 +525,12 @@ def test_outline_is_the_boundary(seed):
 def test_the_page_stands_alone_and_escapes_names(data, tmp_path):
     nasty = replace(data, images=tuple(replace(r, part_id='<script>alert(1)</script>') if r.id in (8, 9) else r for r in data.images))
     e = evaluate.EvaluationOrchestrator(Oracle(nasty, spoil={8: 'PASS', 0: 'FAIL'})).run(nasty, context=dict(threshold=dict(threshold=.5, text='Because.'), fingerprint='ab'*32,
-        shortcuts={'width': .2, 'mean': .6, 'all': None}, notes=['<b>bold</b>']))
+        shortcuts={'width': .8, 'mean': .6, 'all': None}, notes=['<b>bold</b>']))
     page = report.write_report(e, tmp_path/'r', gallery=6).read_text()
     assert '<script' not in page and '&lt;script&gt;' in page and '&lt;b&gt;bold' in page
     for bad in ('http:', 'https:', 'url(', '@import', 'src='): assert bad not in page
     assert page.count('<figure class="card shot">') == 6
-    assert '1 of 4 defective parts passed' in page and 'width (0.80)' in page and 'ab'*32 in page and 'Because.' in page
+    assert '1 of 4 defective parts passed' in page and 'the width of the photograph alone' in page.lower() and 'ab'*32 in page and 'Because.' in page
     from html.parser import HTMLParser
 
     class Check(HTMLParser):

@@ -12,10 +12,11 @@ __all__ = ['MetricFactory', 'auroc', 'pr_points', 'average_precision', 'roc_poin
            'PixelsMetric', 'ImagesMetric']
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #f28571f4
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, NamedTuple, Protocol, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pycocotools import mask as _rle

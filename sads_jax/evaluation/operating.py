@@ -8,7 +8,8 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/operating.html.md"""
 __all__ = ['clopper_pearson', 'rate', 'rate_text', 'operating_curve', 'choose_threshold', 'escape_overkill', 'RatesMetric']
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #36e1afda
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import beta

@@ -9,10 +9,11 @@ __all__ = ['line_chart', 'strip_chart', 'outline_path', 'overlay_svg', 'pick_gal
 
 # %% ../../nbs/07_evaluation/40_report.ipynb #84583ecf
 import base64
+from collections.abc import Sequence
 from html import escape as _h
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from ..core.errors import SADSError
 from ..core.types import Verdict
 from ..data.images import read_image
 from ..data.records import class_map
+from ..data.splits import shortcut_warnings
 from .evaluate import Evaluation, curve_tables, summary
 from .metrics import Judged, decode_mask
 
@@ -260,17 +262,14 @@ def _header(e):
 # %% ../../nbs/07_evaluation/40_report.ipynb #c678e5bf
 def cautions(
     evaluation:Evaluation,
-    shortcut:float=.7, # AUROC from which on a simple feature counts as a shortcut
+    shortcut:float=.65, # AUROC from which on a simple feature counts as a shortcut
 ) -> list[tuple[str, str, bool]]: # headline, explanation, True if it is good news
     "What a reader should know before believing the figures"
     e, d, b, out = evaluation, evaluation.metrics['data'], evaluation.metrics['baseline'], []
-    strong = {k: v for k, v in (e.context.get('shortcuts') or {}).items() if isinstance(v, (int, float)) and max(v, 1 - v) >= shortcut}
-    if strong or (b['auroc'] is not None and b['auroc'] >= shortcut):
-        parts = [f'{k} ({max(v, 1 - v):.2f})' for k, v in sorted(strong.items(), key=lambda kv: -max(kv[1], 1 - kv[1]))]
-        said = f"Alone they order the data set's images with an AUROC of: {', '.join(parts)}. " if parts else ''
-        base = f"Size, brightness and contrast together reach {b['auroc']:.2f} on the images judged here. " if b['auroc'] is not None else ''
-        out.append(('Simple features predict the label', said + base + 'A model may have learned those instead of defects: '
-            'read the figure on pairs of equal size, and photograph good and bad parts alike.', False))
+    leaks = shortcut_warnings(e.context.get('shortcuts') or {}, shortcut)
+    if b['auroc'] is not None and b['auroc'] >= shortcut: leaks.append(f"on the images judged here, size, brightness and contrast reach {b['auroc']:.2f}")
+    if leaks: out.append(('Simple features predict the label', leaks[0][0].upper() + '; '.join(leaks)[1:] + '. A model may have learned these instead of defects: '
+        'read the figure on pairs of equal size, and photograph good and bad parts alike.', False))
     if d['parts_seen_in_training']:
         out.append(('Parts on both sides', f"{d['parts_seen_in_training']} of the {d['parts']} parts judged here also have photographs in training. The figures flatter the model.", False))
     elif b['fitted_on'] == 'the training split':

@@ -43,7 +43,7 @@ def crop_and_resize(
     size:int, # side of a crop [px]; static
 ): # float32 [N, size, size, C]
     "Each box of its image, resized to a square; a coordinate that is not finite is read as the image's edge"
-    _, h, w, c = images.shape
+    h, w = images.shape[1:3]
     step = (np.arange(size, dtype=np.float32) + np.float32(0.5))/np.float32(size)
     boxes = jnp.nan_to_num(boxes.astype(jnp.float32), nan=0., posinf=1e6, neginf=-1e6)
     along = lambda i: boxes[:,i,None] + _times((boxes[:,i+2] - boxes[:,i])[:,None], step)

@@ -125,12 +125,14 @@ class ClassifierSpec(Spec):
     trainer: TrainerSpec = FinetuneSpec(steps=300, batch_size=32, views=6)
     crop: _positive = 96 # side of the crop [px], a multiple of 32
     context: Annotated[float, Field(ge=1)] = 1.5 # crop side over box side
+    least: _count = 32 # side of the smallest crop on the canvas [px]
 
 class SegmenterSpec(Spec):
     "Outlines the defect in a crop"
     trainer: TrainerSpec = FinetuneSpec(steps=300, batch_size=16, views=6)
     crop: _positive = 96
     context: Annotated[float, Field(ge=1)] = 1.5
+    least: _count = 32
     width: _positive = 48
 
 # %% ../../nbs/00_core/30_params.ipynb #fa0e27b7

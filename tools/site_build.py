@@ -1,12 +1,15 @@
 """Write README.md from nbs/index.ipynb and stage the notebooks for smalldocs, without Quarto
 
-python tools/site.py --readme           # README.md alone
-python tools/site.py && smalldocs render _proc      # the site, in _proc/_docs
+python tools/site_build.py --readme           # README.md alone
+python tools/site_build.py && smalldocs render _proc      # the site, in _proc/_docs
 """
+import builtins
 import re
 import sys
+import typing
 
 from fastcore.nbio import read_nb, render_text
+from nbdev import processors
 from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -30,11 +33,23 @@ def page(path):
     "`10_metrics.ipynb` -> `metrics.ipynb`, the name that links between pages expect"
     return nbpath2html(path).with_suffix('.ipynb')
 
+def needed(cell) -> bool:
+    "Whether a page's signatures need this cell to run: only what it exports. nbdev also runs cells that hold an import, and so half of their tests"
+    return cell.cell_type == 'code' and bool({'export', 'exports', 'exporti', 'exec_doc'} & cell.directives_.keys() or 'show_doc(' in cell.source)
+
+class fresh_show_docs(processors.exec_show_docs):
+    "Runs the exported cells of each notebook beside modules that no notebook before it has touched"
+    def begin(self):
+        for name in [m for m in sys.modules if m.partition('.')[0] == get_config().lib_name]: del sys.modules[name]
+        super().begin()
+
 def stage(cfg):
     "Fill `_proc` with processed notebooks under their pages' names, and point the sidebar at them"
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
-    staged = proc_nbs(force=True)
+    processors._do_eval, processors.exec_show_docs = needed, fresh_show_docs
+    builtins.Any = typing.Any  # an annotation of flax's metaclass finds it nowhere else, and no nnx.Module could be shown
+    staged = proc_nbs(force=True, n_workers=0)  # in this process: it has the lines above, and imports JAX once
     for path in sorted(staged.rglob('*.ipynb')): path.rename(page(path))
     sidebar = staged/'sidebar.yml'
     sidebar.write_text(re.sub(r'\S+\.ipynb', lambda m: page(m[0]).as_posix(), sidebar.read_text()))

@@ -38,20 +38,22 @@ def sure(
     defect_map, # float32 [H/4, W/4], 0..1
     detections:Detections, # Of one image
 ) -> jax.Array: # float32 scalar, 0..1
-    "The image's score: the most that the map or any box says"
-    return jnp.maximum(defect_map.max(), jnp.where(detections.valid, detections.scores, 0).max())
+    "The image's score: the mean of the four highest cells of the map, since one cell alone may be noise"
+    return lax.top_k(defect_map.ravel(), 4)[0].mean()
 
 @dataclass(frozen=True)
 class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
     detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1
-    classify:Callable # (params, crops float32 [C, S, S, 3] in 0..1) -> [C, L], probabilities
+    classify:Callable # (params, crops float32 [C, S, S, 3] in 0..1, boxes [C, 4] canvas px, (H, W) of the canvas) -> [C, L], probabilities
     segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
     classifier_crop:int # S [px]
     classifier_context:float # Side of the crop over the longer side of the box
     segmenter_crop:int # T [px]
     segmenter_context:float
+    classifier_least:float = 0. # Side of the smallest crop [canvas px]
+    segmenter_least:float = 0.
     chunk:int = 1 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
 
@@ -64,7 +66,7 @@ class SADSInferenceOrchestrator:
         found, dense, scores = self._detections(params, images)
         n_images, k = found.valid.shape
         flat = found.boxes.reshape(n_images*k, 4)
-        squares = jnp.where(found.valid.reshape(-1, 1), square_context(flat, self.segmenter_context), 0)
+        squares = jnp.where(found.valid.reshape(-1, 1), square_context(flat, self.segmenter_context, self.segmenter_least), 0)
         labels, masks = self._crops(params, images, flat, found.valid.reshape(-1), k)
         return Findings(found.boxes, found.scores, found.valid, labels.reshape(n_images, k, -1), squares.reshape(n_images, k, 4),
             masks.reshape(n_images, k, *masks.shape[1:]), dense, scores)
@@ -94,13 +96,15 @@ class SADSInferenceOrchestrator:
 
         def load(i):
             at = jnp.minimum(these(i), rows - 1)
-            cut = lambda size, context: crop_and_resize(images, square_context(boxes[at], context), at//k, size)
-            return cut(self.classifier_crop, self.classifier_context), cut(self.segmenter_crop, self.segmenter_context)
+            cut = lambda size, context, least: crop_and_resize(images, square_context(boxes[at], context, least), at//k, size)
+            return (cut(self.classifier_crop, self.classifier_context, self.classifier_least),
+                    cut(self.segmenter_crop, self.segmenter_context, self.segmenter_least), boxes[at])
 
-        work = lambda crops: (self.classify(params, _floats(crops[0])), self.segment(params, _floats(crops[1])))
+        canvas = images.shape[1:3]
+        work = lambda item: (self.classify(params, _floats(item[0]), item[2], canvas), self.segment(params, _floats(item[1])))
         store = lambda results, i, out: jax.tree.map(lambda r, o: r.at[these(i)].set(o.astype(r.dtype), mode='drop'), results, out)
         crop = lambda size: jax.ShapeDtypeStruct((c, size, size, 3), jnp.float32)
-        shapes = jax.eval_shape(work, (crop(self.classifier_crop), crop(self.segmenter_crop)))
+        shapes = jax.eval_shape(work, (crop(self.classifier_crop), crop(self.segmenter_crop), jax.ShapeDtypeStruct((c, 4), jnp.float32)))
         results = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), jnp.float32), shapes)
         return _rounds((count + c - 1)//c, load, work, store, results)
 

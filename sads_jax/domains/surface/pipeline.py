@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ...core.errors import ImageError, SADSError
-from ...core.types import InspectionReport
-from ...data.images import read_image, to_original
+from ...core.types import Findings, InspectionReport
+from ...data.images import Placement, read_image
 from .postprocessor import SADSPostprocessor
 from ...inference.predictor import BaseCVPredictor
 
@@ -28,11 +28,10 @@ _Source = bytes | str | Path | np.ndarray
 
 class Inspection(NamedTuple):
     "A report and what evaluation wants to know beyond it: also of everything below the threshold"
-    report: InspectionReport
-    score_map: np.ndarray # float32 [H, W] of the original image: how likely each pixel is defect, 0..1
-    boxes: np.ndarray # float32 [n, 4], original px, best first: all that left the detector
-    scores: np.ndarray # float32 [n], 0..1
-    label_scores: np.ndarray # float32 [n, L]
+    report: InspectionReport|SADSError # The error in place of the report where a photograph can't be read; the rest is then None
+    findings: Findings|None # Of this image, numpy, without batch axis
+    placement: Placement|None # From canvas px to original px
+    score_map: np.ndarray|None # float32 [H, W] of the original image: how likely each pixel is defect, 0..1
 
 class _Photo(NamedTuple):
     pixels: np.ndarray
@@ -100,19 +99,16 @@ class SADSPipeline:
         self,
         srcs:Sequence[_Source],
         *,
-        part_ids:Sequence[str|None]|None=None,
         batch_size:int=8,
-        on_error:Literal['raise', 'return']='raise',
-    ) -> list[Inspection|SADSError]:
-        "As `run_inference`, with the map of scores and all candidates of each; a float map of every photograph is held, so feed it in portions"
-        out = []
-        for d in self._batches(srcs, part_ids, None, batch_size, on_error):
-            if isinstance(d, SADSError): out.append(d); continue
-            report, findings, placement = d
-            ok = np.flatnonzero(findings.valid)
-            out.append(Inspection(report, self.postprocessor.score_map(findings, placement), to_original(findings.boxes[ok], placement),
-                findings.scores[ok], findings.label_scores[ok]))
-        return out
+    ) -> list[Inspection]:
+        "As `run_inference` with errors returned, and all that evaluation needs; it holds a float map of every photograph, so feed it in portions"
+        done = self._batches(srcs, None, None, batch_size, 'return')
+        return [Inspection(d, None, None, None) if isinstance(d, SADSError) else Inspection(*d, self.postprocessor.score_map(*d[1:])) for d in done]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        "Defect classes, in the order of `Findings.label_scores`"
+        return self.postprocessor.categories
 
     def warm_up(self) -> None:
         "Compile everything that may be needed"

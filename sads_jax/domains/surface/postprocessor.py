@@ -122,7 +122,8 @@ class SADSPostprocessor:
     "Findings of one image -> defects in the original image, a verdict and its reasons; `ParamsError` on rules that can't be judged"
     categories: tuple[str, ...] # Defect classes, in the order of the classifier's outputs
     decision: DecisionSpec
-    threshold: float # Operating point of image and box scores, 0..1
+    threshold: float # Operating point of image scores, 0..1
+    box_share: float = .5 # Boxes count from this share of the threshold
 
     def __post_init__(self): check_decision(self.decision, self.categories)
 
@@ -138,9 +139,9 @@ class SADSPostprocessor:
         return defects, verdict, reasons, score
 
     def defects(self, findings:Findings, placement:Placement) -> list[Defect]:
-        "Boxes over the threshold as measured defects, whatever the image score"
+        "Boxes that count as measured defects, whatever the image score"
         h, w = placement.original_height, placement.original_width
-        rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= self.threshold]
+        rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= self.threshold*self.box_share]
         boxes = to_original(np.asarray(findings.boxes)[rows], placement)
         patches = [self._patch(findings, i, box, placement) for i, box in zip(rows, boxes)]
         labels = [int(findings.label_scores[i].argmax()) for i in rows]

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from ..core.errors import SADSError, ServingError
 from ..core.settings import Settings
 from ..core.types import InspectionReport
-from .service import BadRequest, ErrorJSON, PhotographJSON, SADSInferenceService, end_with_parent, error_response, load_bundle
+from .service import ErrorJSON, PhotographJSON, SADSInferenceService, end_with_parent, error_response, load_bundle
 
 # %% ../../nbs/09_serving/20_server.ipynb #89e0cc88
 _HOSTS = {'localhost': '127.0.0.1', '127.0.0.1': '127.0.0.1', '0.0.0.0': '0.0.0.0', '::': '::'}

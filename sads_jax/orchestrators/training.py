@@ -102,15 +102,20 @@ def pick_golden(
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #cdbb293e
 class PipelineInspector:
-    "A `SADSPipeline` as `EvaluationOrchestrator` wants it: report, findings, placement and score map of each photograph"
-    def __init__(self, pipeline, batch_size:int=8):
-        self.pipeline, self.batch_size = pipeline, batch_size
-        self.model_version, self.rules_version, self.categories = pipeline.model_version, pipeline.rules_version, tuple(pipeline.postprocessor.categories)
+    "A `SADSPipeline` as `EvaluationOrchestrator` wants it: of each photograph the report, the score map, and all boxes that left the detector"
+    def __init__(self, pipeline):
+        self.pipeline, self.postprocessor = pipeline, pipeline.postprocessor
+        self.model_version, self.rules_version = pipeline.model_version, pipeline.rules_version
 
-    def inspect(self, sources:list[Path]) -> list[tuple]:
-        "Report (or the error that stopped it), findings, placement and score map of each"
-        done = self.pipeline._batches(sources, None, None, self.batch_size, 'return')
-        return [(d, None, None, None) if isinstance(d, SADSError) else (*d, self.pipeline.postprocessor.score_map(d[1], d[2])) for d in done]
+    def inspect(self, srcs:list[Path], *, part_ids:list[str]|None=None, batch_size:int=8, on_error:str='return') -> list:
+        "What was seen on each photograph, or the error that stopped it"
+        from sads_jax.data.images import to_original
+        def seen(report, findings, placement):
+            ok = findings.valid.nonzero()[0]
+            return SimpleNamespace(report=report, score_map=self.postprocessor.score_map(findings, placement),
+                boxes=to_original(findings.boxes[ok], placement), scores=findings.scores[ok], label_scores=findings.label_scores[ok])
+        done = self.pipeline._batches(srcs, part_ids, None, batch_size, on_error)
+        return [d if isinstance(d, SADSError) else seen(*d) for d in done]
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #24d8c0c7
 class CVTrainingOrchestrator:
@@ -382,7 +387,7 @@ class CVTrainingOrchestrator:
         from sads_jax.registry.bundle import load_pipeline, read_bundle
         spec = self.params.evaluate
         pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
-        judge = EvaluationOrchestrator(PipelineInspector(pipeline, spec.batch_size), batch_size=spec.batch_size, classify_boxes=classify_boxes)
+        judge = EvaluationOrchestrator(PipelineInspector(pipeline), batch_size=spec.batch_size, classify_boxes=classify_boxes)
         found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision['chosen']},
             progress=lambda done, total: self.progress(what, done, total, {}))
         for old in ('metrics.json', 'report.html', 'predictions.jsonl'): (out/old).unlink(missing_ok=True)

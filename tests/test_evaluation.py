@@ -17,7 +17,8 @@ from sklearn import metrics as sk
 
 from sads_jax.core.errors import DataError, ImageError, UnknownKind
 from sads_jax.core.params import EscapeThreshold, F1Threshold, FixedThreshold, OverkillThreshold, ThresholdSpec
-from sads_jax.core.types import RLE, Defect, InspectionReport, Verdict
+from sads_jax.core.types import RLE, Defect, Findings, InspectionReport, Verdict
+from sads_jax.data.images import letterbox
 from sads_jax.data.records import Annotation, ImageRecord, InspectionData, annotate_mask, class_map
 from sads_jax.evaluation import evaluate, metrics, operating, report
 
@@ -345,16 +346,15 @@ class Oracle:
 
     def __init__(self, data, categories=CATS, spoil=None):
         self.data, self.categories, self.spoil, self.batches = data, categories, spoil or {}, []
-        self.postprocessor = SimpleNamespace(categories=categories, threshold=.5)
+        self.postprocessor = SimpleNamespace(threshold=.5)
 
-    def inspect(self, srcs, *, part_ids, batch_size, on_error):
-        assert on_error == 'return' and len(part_ids) == len(srcs)
+    def inspect(self, srcs):
         self.batches.append(len(srcs))
         known = {self.data.path(r): r for r in self.data.images}
         return [self.one(known[s]) for s in srcs]
 
     def one(self, r):
-        if isinstance(self.spoil.get(r.id), Exception): return self.spoil[r.id]
+        if isinstance(self.spoil.get(r.id), Exception): return self.spoil[r.id], None, None, None
         truth = np.zeros((r.height, r.width), bool)
         for a in r.annotations:
             x1, y1, x2, y2 = map(int, a.box)
@@ -367,7 +367,12 @@ class Oracle:
             boxes, probs, defects = np.float32([d.box]), np.float32(np.eye(len(self.categories))[[self.categories.index(d.label)]]*.9), [d]
         score = .9 if truth.any() else .1
         rep = _report(verdict, score, (r.width, r.height), defects)
-        return SimpleNamespace(report=rep, score_map=truth.astype(np.float32), boxes=boxes, scores=np.full(len(boxes), .9, np.float32), label_scores=probs)
+        _, place = letterbox(np.zeros((r.height, r.width, 3), np.uint8), ((96, 96),))
+        canvas, valid = np.zeros((4, 4), np.float32), np.arange(4) < len(boxes) # padded to K, as the program's findings are
+        canvas[valid] = boxes*place.scale + np.array([place.left, place.top]*2)
+        names = np.zeros((4, len(self.categories)), np.float32)
+        names[valid] = probs
+        return rep, Findings(canvas, valid*np.float32(.9), valid, names, canvas, np.zeros((4, 4, 4)), np.zeros((24, 24)), np.float32(score)), place, truth.astype(np.float32)
 
 
 def test_a_perfect_pipeline_gets_perfect_figures(data):
@@ -447,10 +452,24 @@ def test_true_boxes_are_named_when_asked(data):
     np.testing.assert_array_equal(seen[0][1], [[20, 14, 30, 26]])
 
 
+def test_an_answer_may_come_with_boxes_of_its_own(data):
+    oracle = Oracle(data, spoil={3: ImageError('the file is empty', where='03.png')})
+
+    def inspect(srcs):
+        out = []
+        for rep, f, place, score_map in oracle.inspect(srcs):
+            b = evaluate.found_boxes(f, place, range(2)) if f is not None else None
+            out.append(rep if f is None else SimpleNamespace(report=rep, score_map=score_map, boxes=b.boxes, scores=b.scores, label_scores=f.label_scores[f.valid]))
+        return out
+    fake = SimpleNamespace(model_version='m', rules_version='r', postprocessor=SimpleNamespace(categories=CATS, threshold=.5), inspect=inspect)
+    a, b = (evaluate.EvaluationOrchestrator(p).run(data) for p in (fake, oracle))
+    assert a.metrics == b.metrics and a.errors == b.errors and a.context['threshold'] == .5
+
+
 def test_size_on_disk_against_record(data):
     odd = replace(data, images=tuple(replace(r, width=63) if r.id == 8 else r for r in data.images))
     real = Oracle(data)
-    fake = SimpleNamespace(model_version='m', rules_version='r', postprocessor=real.postprocessor, inspect=real.inspect)
+    fake = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, postprocessor=real.postprocessor, inspect=real.inspect)
     e = evaluate.EvaluationOrchestrator(fake).run(odd)
     assert len(e.rows) == 16 and e.metrics['masks']['images'] == 11 and '64 x 48 px, its record says 63 x 48' in e.errors[0][1]
 

@@ -243,7 +243,7 @@ def _rate_card(what, r, things, did, colour, more):
 
 def _header(e):
     m, d, t = e.metrics, e.metrics['data'], e.context.get('threshold')
-    parts = [f"{d['images']} photographs of {d['parts']} parts", f"model <code>{_h(str(e.context.get('model_version', 'unknown')))}</code>"]
+    parts = [f"{d['images']} photographs of {d['parts']} parts" + (f" ({_h(str(e.context['split']))})" if e.context.get('split') else ''), f"model <code>{_h(str(e.context.get('model_version', 'unknown')))}</code>"]
     if t is not None: parts.append(f"threshold {t['threshold'] if isinstance(t, dict) else t:.3f}")
     out = [f'<h1>{_h(str(e.context.get("title", "Inspection report")))}</h1><p class="sub">{" · ".join(parts)}</p><div class="grid cards">']
     if 'rates' in m:

@@ -54,7 +54,7 @@ def collate(
     examples:Sequence[Example], # All of one bucket
     index:Sequence[int], # Position of each in its data set
     rows:int, # Of the batch; those left over are padding
-    max_boxes:int, # Boxes a row; further ones are dropped, largest kept
+    max_boxes:int, # Boxes a row; of more the largest are kept, and `instance_map` renumbered
 ) -> dict[str, np.ndarray]: # images uint8 [B,H,W,3], class_map uint8 [B,H,W], instance_map uint16 [B,H,W], boxes float32 [B,G,4], labels int32 [B,G], valid bool [B,G], index int32 [B]
     "One batch of fixed shape"
     h, w = examples[0].canvas.shape[:2]
@@ -66,6 +66,10 @@ def collate(
         size = (ex.boxes[:, 2]-ex.boxes[:, 0])*(ex.boxes[:, 3]-ex.boxes[:, 1])
         keep = np.sort(np.argsort(-size, kind='stable')[:max_boxes])
         n = len(keep)
+        if n < len(ex.boxes):  # instance ids follow the boxes
+            table = np.zeros(len(ex.boxes)+1, np.uint16)
+            table[keep+1] = np.arange(1, n+1)
+            out['instance_map'][k] = table[ex.instance_map]
         out['boxes'][k, :n], out['labels'][k, :n], out['valid'][k, :n] = ex.boxes[keep], ex.labels[keep], True
     return out
 

@@ -29,7 +29,7 @@ class Factory(dict):
         for ep in entry_points(group=f'sads_jax.{self.name}', name=kind): return self.register(kind, ep.load())
         raise UnknownKind(f'{self.name} has no kind {kind!r}', remedy=f"It knows {', '.join(sorted(self))}")
 
-    def __call__(self, spec, **deps):
+    def __call__(self, spec, /, **deps):
         "Build what `spec` (pydantic model or mapping with `kind`) describes, passing `deps` to the builder; `UnknownKind`"
         kw = dict(spec)  # one level: nested specs stay specs
         return self[kw.pop('kind')](**kw, **deps)

@@ -23,8 +23,8 @@ from ..core.factory import Factory
 from ..core.types import Findings, InspectionReport
 from ..data.images import Placement, read_image, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
-from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points, roc_points,
-    simple_features, trivial_baseline)
+from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points,
+    reported_boxes, roc_points, simple_features, trivial_baseline)
 from .operating import operating_curve, rate_text
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #5a5739ba
@@ -142,7 +142,7 @@ class EvaluationOrchestrator:
             for record, answer in zip(records, answers, strict=True):
                 report, boxes, score_map = _unpack(answer, order)
                 if isinstance(report, SADSError):
-                    errors.append((record.file_name, str(report)))
+                    errors.append((record.file_name, str(report).replace(str(data.path(record)), record.file_name))) # where the data lie is nobody's business
                     continue
                 fits = tuple(report.image_size) == (record.width, record.height)
                 if not fits: errors.append((record.file_name, f'the photograph is {report.image_size[0]} x {report.image_size[1]} px, its record says '
@@ -176,7 +176,7 @@ class EvaluationOrchestrator:
 def curve_tables(
     evaluation:Evaluation,
 ) -> dict[str, tuple[tuple[str, ...], list[tuple]]]: # name -> (columns, rows)
-    "roc, pr, operating, confusion (one row per true defect or false alarm), classes, scores"
+    "roc, pr, operating, confusion (a row for each true defect that a report touches, misses, or makes up; IoU 0.1), classes, scores"
     rows = [r for r in evaluation.rows if r.record.defective is not None]
     y, s = np.array([r.record.defective for r in rows], bool), np.array([r.report.image_score for r in rows], float)
     fpr, tpr, t = roc_points(y, s)
@@ -186,11 +186,12 @@ def curve_tables(
     share = lambda k, n: k/n if n else [None]*len(k)
     name = lambda i, none: evaluation.categories[i] if i >= 0 else none
     columns = sorted({k for c in evaluation.metrics['classes'].values() for k in c})
+    pairs = [p for r in evaluation.rows if r.true is not None for p in named_pairs(r.true, reported_boxes(r.report, evaluation.categories), .1)]
     return dict(
         roc=(('fpr', 'tpr', 'threshold'), list(zip(fpr, tpr, t))),
         pr=(('recall', 'precision', 'threshold'), list(zip(recall, precision, u))),
         operating=(('threshold', 'escape', 'overkill', 'escaped', 'overkilled'), list(zip(v, share(escaped, bad), share(overkilled, good), escaped, overkilled))),
-        confusion=(('actual', 'predicted'), [(name(a, 'nothing'), name(p, 'missed')) for a, p in named_pairs(evaluation.rows)]),
+        confusion=(('actual', 'predicted'), [(name(a, 'nothing'), name(p, 'missed')) for a, p in pairs]),
         classes=(('class', *columns), [(c, *(d.get(k) for k in columns)) for c, d in evaluation.metrics['classes'].items()]),
         scores=(('image_id', 'file_name', 'part_id', 'defective', 'image_score', 'verdict'),
             [(r.record.id, r.record.file_name, r.record.part_id, r.record.defective, r.report.image_score, r.report.verdict.value) for r in evaluation.rows]))
@@ -247,5 +248,6 @@ def summary(
         ('detector mAP@0.5 / @0.5:0.95', f"{get('detection', 'map50')} / {get('detection', 'map50_95')}"),
         ('cascade mAP@0.5 / @0.5:0.95', f"{get('detection', 'cascade_map50')} / {get('detection', 'cascade_map50_95')}"),
         ('class accuracy / macro-F1', f"{get('crops', 'accuracy')} / {get('crops', 'macro_f1')}"),
+        ('class accuracy on true boxes', get('crops', 'true_box_accuracy')),
         ('mask IoU / Dice', f"{get('masks', 'iou')} / {get('masks', 'dice')}"),
         ('pixel AP', get('pixels', 'ap'))]

@@ -8,8 +8,8 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/metrics.html.md"""
 __all__ = ['MetricFactory', 'auroc', 'pr_points', 'average_precision', 'roc_points', 'size_matched_auroc', 'simple_features',
            'trivial_baseline', 'grouped_baseline', 'Boxes', 'make_boxes', 'detection_map', 'match_boxes',
            'classification_report', 'decode_mask', 'reported_map', 'mask_counts', 'mask_scores', 'pixel_histogram',
-           'histogram_ap', 'Judged', 'Metric', 'DetectionMetric', 'named_pairs', 'CropsMetric', 'MasksMetric',
-           'PixelsMetric', 'ImagesMetric']
+           'histogram_ap', 'Judged', 'Metric', 'DetectionMetric', 'reported_boxes', 'named_pairs', 'CropsMetric',
+           'MasksMetric', 'PixelsMetric', 'ImagesMetric']
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #f28571f4
 from collections.abc import Sequence
@@ -325,39 +325,47 @@ class DetectionMetric:
             map50=a['map50'], map50_95=a['map50_95'], recall50=a['recall50'], cascade_map50=b['map50'], cascade_map50_95=b['map50_95'],
             classes=_by_class(self.categories, ap50=b['ap50'], ap50_95=b['ap50_95']))
 
+def reported_boxes(
+    report:InspectionReport,
+    categories:Sequence[str], # Class names
+) -> Boxes:
+    "The boxes of the defects a report names: only those that count at the operating point"
+    d, names = report.defects, list(categories)
+    return make_boxes([x.box for x in d], [names.index(x.label) for x in d], [x.score for x in d], [x.label_score for x in d])
+
 def named_pairs(
-    rows:Sequence[Judged],
+    true:Boxes,
+    found:Boxes,
     iou:float=.5, # least overlap of a match
 ) -> list[tuple[int, int]]: # (true class, named class); named is -1 where the defect was missed; true is -1 for a box on nothing
-    "What each true defect was called, over all images whose boxes are known; every detection counts, also those below the operating point"
-    out = []
-    for row in rows:
-        if row.true is None: continue
-        match = match_boxes(row.true.boxes, row.found.boxes, row.found.scores, iou)
-        out += [(int(t), int(row.found.labels[k]) if k >= 0 else -1) for t, k in zip(row.true.labels, match)]
-        out += [(-1, int(l)) for k, l in enumerate(row.found.labels) if k not in match]
-    return out
+    "What each true defect of one image was called, and what was seen where nothing is"
+    match = match_boxes(true.boxes, found.boxes, found.scores, iou)
+    out = [(int(t), int(found.labels[k]) if k >= 0 else -1) for t, k in zip(true.labels, match)]
+    return out + [(-1, int(l)) for k, l in enumerate(found.labels) if k not in match]
 
 @MetricFactory.register('crops')
 class CropsMetric:
-    "The classifier's names, on detections that hit a true box and, where it was asked, on the true boxes themselves"
-    def __init__(self, *, categories:Sequence[str]): self.categories, self.pairs, self.direct = tuple(categories), [], []
+    "The classifier's names, on detections that hit a true box (IoU 0.5) and, where it was asked, on the true boxes themselves"
+    def __init__(self, *, categories:Sequence[str], touch:float=.1): # `touch`: overlap (IoU) from which a reported defect counts as found
+        self.categories, self.touch, self.pairs, self.reported, self.direct = tuple(categories), touch, [], [], []
 
     def update(self, row:Judged):
         "Take in one image; ignored where the true boxes are not known"
         if row.true is None: return
-        self.pairs += named_pairs([row])
+        self.pairs += named_pairs(row.true, row.found)
+        self.reported += named_pairs(row.true, reported_boxes(row.report, self.categories), self.touch)
         if row.true_labels is not None: self.direct += list(zip(row.true.labels.tolist(), np.asarray(row.true_labels).tolist()))
 
     def result(self) -> dict[str, Any]:
-        "defects, matched, accuracy, macro_f1 (matched boxes), true_box_accuracy, true_box_macro_f1; per class precision, recall, f1, found"
+        "defects, found (share that the report touches), matched, accuracy, macro_f1 (all detections), true_box_accuracy, true_box_macro_f1; per class alike"
         n = len(self.categories)
         hits = [(t, p) for t, p in self.pairs if t >= 0 and p >= 0]
         r = classification_report(*(np.array(hits, int).reshape(-1, 2).T), n)
         d = classification_report(*(np.array(self.direct, int).reshape(-1, 2).T), n)
         there = np.bincount(np.array([t for t, _ in self.pairs if t >= 0], int), minlength=n)
-        found = [s/t if t else None for s, t in zip(r['support'], there.tolist())]
-        return dict(defects=int(there.sum()), matched=len(hits), accuracy=r['accuracy'], macro_f1=r['macro_f1'],
+        seen = np.bincount(np.array([t for t, p in self.reported if t >= 0 and p >= 0], int), minlength=n)
+        found = [s/t if t else None for s, t in zip(seen.tolist(), there.tolist())]
+        return dict(defects=int(there.sum()), found=float(seen.sum()/there.sum()) if there.sum() else None, matched=len(hits), accuracy=r['accuracy'], macro_f1=r['macro_f1'],
             true_box_accuracy=d['accuracy'], true_box_macro_f1=d['macro_f1'],
             classes=_by_class(self.categories, defects=there.tolist(), found=found, precision=r['precision'], recall=r['recall'], f1=r['f1'], true_box_f1=d['f1']))
 

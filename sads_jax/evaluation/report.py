@@ -192,7 +192,7 @@ p{margin:4px 0 10px;max-width:74ch}
 .chart{width:100%;height:auto;display:block}
 .chart text{font-size:12px;fill:#5d6975}
 .shot{padding:0;overflow:hidden}
-.photo{width:100%;height:auto;aspect-ratio:4/3;display:block;background:#20262d}
+.photo{width:100%;height:auto;aspect-ratio:4/3;display:block;background:#e4e8ec}
 .shot figcaption{padding:9px 12px 11px;line-height:1.45;overflow-wrap:anywhere}
 .shot figcaption b{color:var(--ink);font-weight:600}
 .photo path{fill:none;vector-effect:non-scaling-stroke}
@@ -278,7 +278,7 @@ def cautions(
     if d['unlabelled']: out.append(('Some photographs have no label', f"{d['unlabelled']} photographs are neither known to be good nor to be defective. They count for no figure.", False))
     if not d['defective'] or not d['good']:
         out.append((f"No {'good' if d['defective'] else 'defective'} photographs", 'Rates and curves that need both kinds are not defined, and are left out rather than shown as 0.', False))
-    if e.errors: out.append((f'{len(e.errors)} photographs need attention', ' · '.join(f'{f}: {t.removeprefix(f + ": ")}' if f not in t else t for f, t in e.errors[:8]) + (' · …' if len(e.errors) > 8 else ''), False))
+    if e.errors: out.append((f'{len(e.errors)} photographs need attention' if len(e.errors) > 1 else 'A photograph needs attention', ' · '.join(f'{f}: {t.removeprefix(f + ": ")}' if f not in t else t for f, t in e.errors[:8]) + (' · …' if len(e.errors) > 8 else ''), False))
     return out + [('Note', str(n), False) for n in e.context.get('notes', ())]
 
 def _cautions(e): return ''.join(f'<div class="warn{" good" if fine else ""}"><b>{_h(head)}</b>{_h(text)}</div>' for head, text, fine in cautions(e))
@@ -291,7 +291,7 @@ def _shot(e, row):
     truth = 'good' if r.defective is False else 'unlabelled' if r.defective is None else 'defective' + (f": {', '.join(r.classes)}" if r.classes else '') + (' (no outline known)' if r.weak else '')
     why = _h(p.reasons[0].text) if p.reasons else ('nothing reported' if not p.defects else f'{len(p.defects)} reported')
     return (f'<figure class="card shot">{picture}<figcaption><span class="chip {p.verdict.value}">{p.verdict.value}</span><b>{_h(truth)}</b> · score&nbsp;{p.image_score:.3f}'
-        f'<br>{why}<br>part {_h(r.part_id)} · {_h(Path(r.file_name).name)}</figcaption></figure>')
+        f'<br>{why}<br>{_h(r.part_id if r.part_id.startswith("part") else "part " + r.part_id)} · {_h(Path(r.file_name).name)}</figcaption></figure>')
 
 def _gallery(e, n):
     picked, rates = pick_gallery(e.rows, n), e.metrics.get('rates', {}).get('image', {})
@@ -331,7 +331,7 @@ def _confusion(e):
     rows, columns = [*e.categories, 'nothing'], [*e.categories, 'missed']
     count = {(a, p): 0 for a in rows for p in columns}
     for k in pairs: count[k] += 1
-    out = ['<h2>Which defect was called what</h2><p class="note">One count per true defect: found if a detection overlaps it by half (IoU 0.5). The last row counts detections, of any score, on nothing.</p>'
+    out = ['<h2>Which defect was called what</h2><p class="note">One count for each true defect. It is found if a reported one overlaps it at all clearly (IoU 0.1 or more); the last row counts reports of what is not there.</p>'
         '<div class="scroll"><table class="matrix"><thead><tr><th>true \\ called</th>' + ''.join(f'<th>{_h(c)}</th>' for c in columns) + '</tr></thead><tbody>']
     for a in rows:
         total = sum(count[a, p] for p in columns)

@@ -466,6 +466,27 @@ def test_an_answer_may_come_with_boxes_of_its_own(data):
     assert a.metrics == b.metrics and a.errors == b.errors and a.context['threshold'] == .5
 
 
+def test_detections_below_the_operating_point_are_not_reports(data):
+    "The detector saw it and the report kept silent: good for AP, and missed all the same"
+    oracle = Oracle(data)
+
+    def inspect(srcs): return [(a.model_copy(update=dict(defects=[], verdict=Verdict.PASS)), *rest) for a, *rest in oracle.inspect(srcs)]
+    quiet = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, inspect=inspect)
+    e = evaluate.EvaluationOrchestrator(quiet).run(data)
+    assert e.metrics['detection']['map50'] == pytest.approx(1) and e.metrics['crops']['accuracy'] == 1
+    assert e.metrics['crops']['found'] == 0 and e.metrics['masks']['iou'] == 0 and e.metrics['rates']['image']['escape']['rate'] == 1
+    assert set(evaluate.curve_tables(e)['confusion'][1]) == {('pit', 'missed'), ('crack', 'missed')}
+
+
+def test_no_machine_path_is_written(data, tmp_path):
+    where = str(data.path(data.images[3]))
+    e = evaluate.EvaluationOrchestrator(Oracle(data, spoil={3: ImageError('the file is empty', where=where)})).run(data)
+    assert e.errors == (('03.png', '03.png: the file is empty'),)
+    evaluate.write_evaluation(e, tmp_path/'r')
+    report.write_report(e, tmp_path/'r')
+    assert not any(str(tmp_path).encode() in f.read_bytes() for f in (tmp_path/'r').rglob('*') if f.is_file())
+
+
 def test_size_on_disk_against_record(data):
     odd = replace(data, images=tuple(replace(r, width=63) if r.id == 8 else r for r in data.images))
     real = Oracle(data)

@@ -14,7 +14,7 @@ SIDE = 64
 LABELS = ('crack', 'pit')
 
 def params(*assignments, **data) -> Params:
-    base = Params(data=SyntheticSpec(**{'n_parts': 14, 'exposures': 2, 'size': 72, **data})).model_dump(mode='json')
+    base = Params(data=SyntheticSpec(**{'n_parts': 24, 'exposures': 2, 'size': 72, 'defects': LABELS, **data})).model_dump(mode='json')
     return parse_params(override(base, [f'image.buckets=[[{SIDE}, {SIDE}]]', 'evaluate.golden=3', 'evaluate.gallery=3', *assignments]))
 
 def cascade(labels=LABELS):

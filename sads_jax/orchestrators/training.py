@@ -436,17 +436,18 @@ class _Told(Progress):
 
 class _Running:
     "A stage at work: the folder is held, and the stamp is there only if it came to its end"
-    def __init__(self, owner, stage): self.owner, self.stage, self.busy = owner, stage, None
+    def __init__(self, owner, stage): self.owner, self.stage, self.busy, self.key = owner, stage, None, ''
 
     def __enter__(self):
         o = self.owner
         if not o._held: self.busy = Busy(o.workdir).__enter__()
+        self.key = o.key(self.stage.name)  # of what it starts with
         o.stamps.drop(self.stage)
 
     def __exit__(self, kind, *exc):
         o = self.owner
         o.progress.close()
-        if kind is None: o.stamps.put(self.stage, o.key(self.stage.name), o.workdir)
+        if kind is None: o.stamps.put(self.stage, self.key, o.workdir)
         if self.busy: self.busy.__exit__(kind, *exc)
 
 def _code():

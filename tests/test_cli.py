@@ -147,6 +147,7 @@ def test_champion_missing(tmp_path, monkeypatch, capsys):
 
 def test_bundle_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path('params.yaml').write_text('data:\n  kind: synthetic\n')
     for args in (['serve'], ['predict', str(save(tmp_path/'a.png'))], ['models', 'verify'], ['evaluate']):
         code, _, err = run(*args, '--bundle', 'nowhere', capsys=capsys)
         assert code == 1 and err.startswith('error: nowhere: no such bundle folder') and err.count('\n') == 1, err
@@ -204,3 +205,60 @@ def test_doctor(capsys, tmp_path, monkeypatch):
 
 def test_extras_are_told_from_what_is_installed():
     assert set(extras_state()) >= {'serve', 'train', 'track'} and isinstance(extras_state()['serve'], list)
+
+# -- a real bundle, without networks, in a real registry
+
+@pytest.fixture(scope='module')
+def registered(tmp_path_factory):
+    "Working folder with two registered versions, and the bundle of the first"
+    import shutil
+
+    import dark_cascade
+
+    from sads_jax.core.settings import Settings
+    from sads_jax.orchestrators.base import settle
+    from sads_jax.registry.bundle import set_threshold
+    from sads_jax.registry.registries import MLflowRegistry
+    w = tmp_path_factory.mktemp('registered')
+    s = settle(Settings(), w)
+    registry = MLflowRegistry(s.registry_uri, s.registry_artifacts, s.model_name)
+    dark_cascade.bundle(w/'bundle')
+    registry.register(w/'bundle', {'data_fingerprint': 'f'*64}, metrics={'images': {'auroc': .9}})
+    shutil.copytree(w/'bundle', w/'other')
+    set_threshold(w/'other', .9, {'kind': 'fixed', 'threshold': .9, 'text': 'by hand'})
+    registry.register(w/'other')
+    return w
+
+def test_models_and_predict_with_the_champion(registered, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    import dark_cascade
+    dark_cascade.photo(tmp_path/'dark.png')
+    at = ['--workdir', registered]
+    code, out, _ = run('models', 'list', *at, capsys=capsys)
+    assert code == 0 and 'AUROC 0.900' in out and 'champion' not in out
+    assert run('predict', 'dark.png', *at, capsys=capsys)[0] == 1  # no champion yet
+    assert run('models', 'promote', '1', *at, capsys=capsys)[1].startswith('champion is now version 1 (')
+    code, out, _ = run('models', 'show', *at, capsys=capsys)
+    assert code == 0 and 'sads version 1 (champion)' in out and '# Surface inspection model for crack, pit' in out
+    from sads_jax.registry.bundle import bundle_version
+    first, second = bundle_version(registered/'bundle'), bundle_version(registered/'other')
+    for model, version in ((None, first), ('sads@champion', first), ('sads@2', second), ('@1', first)):
+        code, out, _ = run('predict', 'dark.png', *at, '--quiet', '--out', '-', *(['--model', model] if model else []), capsys=capsys)
+        report = json.loads(out)['report']
+        assert (code, report['model_version'], report['verdict']) == (0, version, 'FAIL'), model
+    code, _, err = run('models', 'promote', '7', *at, capsys=capsys)
+    assert code == 1 and 'no 7' in err and err.count('\n') == 1
+
+def test_an_altered_bundle_is_refused_by_all(registered, tmp_path, monkeypatch, capsys):
+    import shutil
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(registered/'bundle', 'b')
+    with open('b/weights.safetensors', 'r+b') as f:
+        f.seek(-1, 2)
+        last = f.read(1)
+        f.seek(-1, 2)
+        f.write(bytes([last[0] ^ 1]))
+    Path('params.yaml').write_text('data:\n  kind: synthetic\n')
+    for args in (['models', 'verify'], ['serve'], ['evaluate'], ['predict', str(save(tmp_path/'a.png'))]):
+        code, _, err = run(*args, '--bundle', 'b', capsys=capsys)
+        assert code == 1 and err.startswith('error: b/weights.safetensors: altered') and err.count('\n') == 1, (args, err)

@@ -5,9 +5,11 @@ import io
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,16 @@ from sads_jax.core.types import InspectionReport  # noqa: E402
 def png(value=200, size=(40, 48), fmt='PNG'):
     b = io.BytesIO()
     Image.fromarray(np.full((*size, 3), value, np.uint8)).save(b, fmt)
+    return b.getvalue()
+
+def png_header(w, h):
+    "A PNG that claims to be w x h px and ends after its header"
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+
+def nan_tiff():
+    b = io.BytesIO()
+    Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(b, 'TIFF')
     return b.getvalue()
 
 def free_port():
@@ -104,7 +116,8 @@ def test_large_upload_stays_in_memory_and_arrives_whole(server):
 
 def test_a_bad_image_is_answered_alone(server):
     url, log = server
-    bad = {'empty.png': b'', 'text.jpg': b'not a picture at all', 'cut.png': png(fmt='PNG')[:60], 'tiny.png': png(size=(1, 1)), 'cut.jpg': png(fmt='JPEG')[:200]}
+    bad = {'empty.png': b'', 'text.jpg': b'not a picture at all', 'cut.png': png(fmt='PNG')[:60], 'tiny.png': png(size=(1, 1)), 'cut.jpg': png(fmt='JPEG')[:200],
+           'huge.png': png_header(30_000, 30_000), 'nan.tif': nan_tiff()}
     shots = [(f'good{i}.png', png(20*i)) for i in range(12)]
     for i, item in enumerate(bad.items()): shots.insert(2*i + 1, item)
     before = len(log.read_text().splitlines())
@@ -187,3 +200,28 @@ def test_port_in_use_is_said_before_anything_starts():
         p, _ = start(port=port, wait=False)
         out, _ = p.communicate(timeout=60)
     assert p.returncode == 1 and out == f'error: 127.0.0.1:{port}: cannot listen: Address already in use. Stop the other server, or choose another port with --port\n'
+
+
+# -- a real bundle, without networks
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    import dark_cascade
+    d = tmp_path_factory.mktemp('bundle')
+    dark_cascade.bundle(d/'bundle')
+    (d/'photos').mkdir()
+    for i in range(9): dark_cascade.photo(d/'photos'/f'{i}.{("png", "jpg")[i % 2]}', dark=i % 3 == 0, size=(80 + 7*i, 60 + 9*i))
+    return d
+
+def test_three_ways_one_report(bundle, capfd, monkeypatch):
+    "Python one at a time, the command line in batches, HTTP sixteen at once: equal field by field"
+    import parity_check
+    monkeypatch.chdir(bundle)
+    assert parity_check.main('bundle', 'photos') == 0
+    out = capfd.readouterr().out
+    assert '9 photographs, 10 fields each' in out and 'equal field by field, three ways' in out
+
+def test_the_main_process_of_a_real_server_has_no_jax(bundle):
+    code = f'import sys; from sads_jax.core.settings import Settings; from sads_jax.serving.server import build_server; build_server({str(bundle/"bundle")!r}, Settings(port={free_port()})); print(*{{m.partition(".")[0] for m in sys.modules}})'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert 'litserve' in loaded and not {'jax', 'jaxlib', 'flax', 'mlflow'} & set(loaded)

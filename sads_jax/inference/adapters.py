@@ -73,7 +73,7 @@ def photographed(
 
 def regions_at(
     p, # float32 [h, w], probabilities
-    level:float, # 0..1
+    level, # float32 scalar, 0..1
     k:int, # How many regions to return at most; static
 ) -> tuple[jax.Array, jax.Array, jax.Array]: # boxes float32 [k, 4] in cells, their whole cells float32 [k, 4], scores float32 [k]; 0 where there are fewer
     "The best regions of a map above a level, with borders found between cells"
@@ -119,8 +119,8 @@ class RegionAdapter:
         "What the orchestrator's `detect` must return"
         dense = jax.nn.sigmoid(jnp.nan_to_num(defect_map))
         if images is not None: dense = jnp.where(photographed(images), dense, 0)
-        found = [jax.vmap(lambda p, level=level: regions_at(p, level, self.k))(dense) for level in self.levels]
-        boxes, cells, scores = (jnp.concatenate(a, 1) for a in zip(*found))
+        of = lambda p: jax.vmap(lambda level: regions_at(p, level, self.k))(jnp.array(self.levels, jnp.float32))
+        boxes, cells, scores = (a.reshape(len(dense), -1, *a.shape[3:]) for a in jax.vmap(of)(dense))
         h, w = dense.shape[1:]
         boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))*_MAP
         return best_boxes(boxes, scores, k=self.k, iou=self.iou, floor=self.floor, overlap=cells), dense

@@ -17,12 +17,11 @@ from sads_jax.core.params import DecisionSpec, RuleSpec
 from sads_jax.core.types import RLE, Defect, Findings, InspectionReport, Reason, Verdict
 from sads_jax.data.images import letterbox, to_canvas
 from sads_jax.domains.surface.pipeline import SADSPipeline
-from sads_jax.domains.surface.postprocessor import Patch, SADSPostprocessor, groups, patch_mask, patch_rle, paste_patch, union
+from sads_jax.domains.surface.postprocessor import Patch, SADSPostprocessor, groups, paste_patch, patch_mask, patch_rle, union
 from sads_jax.domains.surface.rules import check_decision, judge, rules_version
 from sads_jax.inference.export import export_program, load_program
 from sads_jax.inference.predictor import CVPredictor
 from sads_jax.ops.crops import paste_mask
-
 
 # -- Rules
 

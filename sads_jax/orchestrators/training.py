@@ -11,6 +11,7 @@ __all__ = ['TASKS', 'STAGES', 'load_models', 'build_cascade', 'bind_classifier',
 # %% ../../nbs/11_orchestrators/20_training.ipynb #ec3264a6
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -416,18 +417,21 @@ class _Told(Progress):
 
 class _Running:
     "A stage at work: the folder is held, and the stamp is there only if it came to its end"
-    def __init__(self, owner, stage): self.owner, self.stage, self.busy, self.key = owner, stage, None, ''
+    def __init__(self, owner, stage): self.owner, self.stage, self.busy, self.key, self.start = owner, stage, None, '', 0.
 
     def __enter__(self):
         o = self.owner
         if not o._held: self.busy = Busy(o.workdir).__enter__()
         self.key = o.key(self.stage.name)  # of what it starts with
         o.stamps.drop(self.stage)
+        self.start = time.monotonic()
 
     def __exit__(self, kind, *exc):
         o = self.owner
         o.progress.close()
-        if kind is None: o.stamps.put(self.stage, self.key, o.workdir)
+        if kind is None:
+            o.stamps.put(self.stage, self.key, o.workdir)
+            o.progress.say(f'{self.stage.name}: done in {time.monotonic() - self.start:.0f} s')
         if self.busy: self.busy.__exit__(kind, *exc)
 
 def _code():

@@ -90,11 +90,11 @@ def _refuse_twins(data, twins):
                 where=data.root, remedy="Correct part_id, raise split.near_duplicate, or set split.on_leak to 'group'")
 
 # %% ../../nbs/02_data/60_splits.ipynb #db8b3b84
-_SIDE, _SHIFT, _PRIOR, _BLUR = 32, 3, 16, .7
+_SIDE, _SHIFT, _STEP, _PRIOR, _BLUR = 64, 6, 2, 16, 1.4 # thumbnails, largest shift, sampling [px]; prior in images; blur [px]
 
 class Looks(NamedTuple):
     "What the audits need of each photograph, in the order of `data.images`"
-    thumbs: np.ndarray # float32 [N, 32, 32], grey 0..255, squashed to a square (for comparing only)
+    thumbs: np.ndarray # float32 [N, 64, 64], grey 0..255, squashed to a square (for comparing only)
     mean: np.ndarray # float32 [N], grey level 0..255
     std: np.ndarray # float32 [N]
 
@@ -134,7 +134,7 @@ def _whiten(thumbs):
 def _window(w, dy=_SHIFT, dx=_SHIFT):
     "Unit vectors [N, D] of the window at a shift; zero where it is flat"
     k = _SIDE - 2*_SHIFT
-    v = w[:, dy:dy+k, dx:dx+k].reshape(len(w), -1)
+    v = w[:, dy:dy+k:_STEP, dx:dx+k:_STEP].reshape(len(w), -1)
     v = v - v.mean(1, keepdims=True)
     n = np.linalg.norm(v, axis=1, keepdims=True)
     return np.where(n > 1e-4, v/np.maximum(n, 1e-4), 0)
@@ -160,7 +160,8 @@ def near_duplicates(
     for i in range(0, len(w), block):
         for j in range(i, len(w), block):
             a, b = w[i:i+block], w[j:j+block]
-            s = np.maximum(_best(a, b), _best(b, a).T)
+            s = _best(a, b)
+            s = np.maximum(s, (s if i == j else _best(b, a)).T)
             for k, m in np.argwhere(s >= threshold):
                 if i+k < j+m: out.append((data.images[i+k].id, data.images[j+m].id, round(float(min(s[k, m], 1.)), 4)))
     return sorted(((min(a, b), max(a, b), s) for a, b, s in out), key=lambda t: (-t[2], t[0], t[1]))
@@ -239,7 +240,7 @@ def _grouped_auroc(x, y, groups, seed):
     score = np.zeros(len(y))
     for fit, rest in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, y, groups):
         if len(set(y[fit])) < 2: score[rest] = y[fit].mean(); continue
-        forest = RandomForestClassifier(100, min_samples_leaf=5, random_state=seed)
+        forest = RandomForestClassifier(50, min_samples_leaf=5, random_state=seed)
         score[rest] = forest.fit(x[fit], y[fit]).predict_proba(x[rest])[:, 1]
     return float(roc_auc_score(y, score))
 

@@ -1,1 +1,11 @@
+"""Surface Anomaly Detection System in JAX: from labelled photographs to verdicts with known escape and overkill rates
+
+Modules:
+
+- `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
+- `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
+- `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back
+- `sads_jax.ops.nms`: Exact greedy suppression at fixed shapes: one box for each defect
+- `sads_jax.ops.regions`: Connected components, their areas, boxes and lengths: inside a program and on the host"""
+
 __version__ = "0.1.0"

@@ -53,6 +53,7 @@ class Classifier(nnx.Module):
         self.head = _NameHead(self.backbone.channels, n_classes, width, dropout, rngs=rngs)
 
     def features(self, crops, geometry):
+        "[N,S,S,3], [N,4] -> one array [N,F]: geometry, then mean and maximum of each channel"
         maps = self.backbone(crops)
         return (jnp.concatenate([geometry, *(p for f in maps for p in (f.mean((1, 2)), f.max((1, 2))))], -1),)
 

@@ -91,7 +91,9 @@ class Detector(nnx.Module):
         self.backbone = make_backbone(backbone, backbone_width, rngs=rngs)
         self.head = _MapHead(self.backbone.channels, width, relative=True, dropout=dropout, rngs=rngs)
 
-    def features(self, images): return self.backbone(images)
+    def features(self, images):
+        "[B,H,W,3] -> maps at strides 4, 8, 16, 32; what a frozen backbone lets us keep"
+        return self.backbone(images)
 
     def __call__(self, images): return self.head(self.features(images))
 

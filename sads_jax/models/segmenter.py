@@ -46,6 +46,8 @@ class Segmenter(nnx.Module):
         self.backbone = make_backbone(backbone, backbone_width, rngs=rngs)
         self.head = _MaskHead(self.backbone.channels, width, dropout, rngs=rngs)
 
-    def features(self, crops): return self.backbone(crops)
+    def features(self, crops):
+        "[N,S,S,3] -> maps at strides 4, 8, 16, 32"
+        return self.backbone(crops)
 
     def __call__(self, crops): return self.head(self.features(crops))

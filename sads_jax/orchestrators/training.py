@@ -227,7 +227,8 @@ class CVTrainingOrchestrator:
         with self._stage('evaluate'):
             data, split = self.data(), self.split_ids()
             audit = json.loads(self.path('data', 'split', 'audit.json').read_text())
-            notes = [f"{len(audit['leaking_twins'])} pairs of photographs in different splits look like the same part (split.on_leak is 'warn')"] if audit.get('leaking_twins') else []
+            notes = _notes(data, self.params.data)
+            if audit.get('leaking_twins'): notes.append(f"{len(audit['leaking_twins'])} pairs of photographs in different splits look like the same part (split.on_leak is 'warn')")
             fingerprint = read_fingerprint(self.path('data', 'split', 'split.json'))
             found = self._judge(self.bundle, data, split['test'], self.path('reports'), train_ids=split['train'], what='evaluate',
                 classify_boxes=self._box_classifier(), context={'fingerprint': fingerprint, 'shortcuts': audit.get('shortcuts'), 'notes': notes,
@@ -306,7 +307,8 @@ class CVTrainingOrchestrator:
         if place.exists(): shutil.rmtree(place)
         data = self._ingest(data_spec, place)
         unknown = sorted(set(data.categories) - set(info.labels))
-        notes = [f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, and no name can be right for them."] if unknown else []
+        notes = _notes(data, data_spec)
+        if unknown: notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, and no name can be right for them.")
         shortcuts = splits.shortcut_audit(data, looks=splits.look(data))
         try:
             return self._judge(Path(bundle), data, None, Path(out), what='judge', context={'fingerprint': splits.fingerprint(data), 'shortcuts': shortcuts,
@@ -433,6 +435,16 @@ class _Running:
             o.stamps.put(self.stage, self.key, o.workdir)
             o.progress.say(f'{self.stage.name}: done in {time.monotonic() - self.start:.0f} s')
         if self.busy: self.busy.__exit__(kind, *exc)
+
+def _notes(data, spec, most=6):
+    "What ingest had to say, for the report: without the machine's paths"
+    path, root = Path(data.root)/'ingest.json', getattr(spec, 'root', None)
+    if not path.is_file(): return []
+    tree = json.loads(path.read_text())
+    skipped, notes = [s['error'] for s in tree['skipped']], list(tree['notes'])
+    if len(notes) > most: notes = notes[:most] + [f'and {len(notes) - most} more notes on the data, see ingest.json']
+    if skipped: notes.append(f"{len(skipped)} photographs could not be used: {'; '.join(skipped[:most])}{'; …' if len(skipped) > most else ''}")
+    return [n.replace(f'{root}/', '') for n in notes] if root else notes
 
 def _code():
     "What wrote a bundle: the release and the source that decides results"

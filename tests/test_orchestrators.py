@@ -164,10 +164,14 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     from dataclasses import replace
     strange = lambda r: replace(r, classes=('rust',) if r.defective else (), annotations=tuple(replace(a, category='rust') for a in r.annotations))
     shutil.copytree(data.root/'images', tmp_path/'new'/'images')
-    write_coco(InspectionData(tmp_path/'new', ('rust',), tuple(strange(r) for r in data.images[:6])), tmp_path/'new')
+    write_coco(InspectionData(tmp_path/'new', ('rust',), tuple(strange(r) for r in data.images[:7])), tmp_path/'new')
+    broken = tmp_path/'new'/data.images[6].file_name
+    broken.write_bytes(broken.read_bytes()[:200])
     found = line(workdir=tmp_path/'judge').evaluate_bundle(back.bundle, CocoSpec(root=tmp_path/'new'), tmp_path/'judge'/'reports')
     assert found.metrics['data']['images'] == 6 and found.metrics['data']['defective'] == sum(r.defective for r in data.images[:6])
     assert any('rust' in n for n in found.context['notes'])
+    assert any('photographs that could not be used: 1' in n and data.images[6].file_name in n for n in found.context['notes'])
+    assert str(tmp_path) not in (tmp_path/'judge/reports/report.html').read_text()
     assert 'rust' in (tmp_path/'judge/reports/report.html').read_text() and verify_bundle(back.bundle) == version
 
 def test_a_killed_training_is_continued_unless_something_changed(line):

@@ -443,7 +443,7 @@ def _notes(data, spec, most=6):
     tree = json.loads(path.read_text())
     skipped, notes = [s['error'] for s in tree['skipped']], list(tree['notes'])
     if len(notes) > most: notes = notes[:most] + [f'and {len(notes) - most} more notes on the data, see ingest.json']
-    if skipped: notes.append(f"{len(skipped)} photographs could not be used: {'; '.join(skipped[:most])}{'; …' if len(skipped) > most else ''}")
+    if skipped: notes.append(f"photographs that could not be used: {len(skipped)} ({'; '.join(skipped[:most])}{'; …' if len(skipped) > most else ''})")
     return [n.replace(f'{root}/', '') for n in notes] if root else notes
 
 def _code():

@@ -29,7 +29,7 @@ def _net(p, x):
         if i < 2: x = jax.nn.relu(x)
     return x
 
-def random_cascade(chunk=1, k=6):
+def random_cascade(chunk=4, k=6):
     "Convolutions, components, NMS, crops: every operation a real cascade has"
     detect = bind(lambda p, x: _net(p, x)[..., 0]*2 + p['bias'], RegionAdapter(k, floor=.3), 'detector', show=True)
     classify = bind(lambda p, x, g: _net(p, x).mean((1, 2)) + g*1e-3, ClassificationAdapter(), 'classifier',

@@ -54,7 +54,7 @@ class SADSInferenceOrchestrator:
     segmenter_context:float
     classifier_least:float = 0. # Side of the smallest crop [canvas px]
     segmenter_least:float = 0.
-    chunk:int = 1 # C, crops worked on at once
+    chunk:int = 4 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
 
     def __call__(

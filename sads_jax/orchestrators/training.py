@@ -447,10 +447,10 @@ def _notes(data, spec, most=6):
     return [n.replace(f'{root}/', '') for n in notes] if root else notes
 
 def _code():
-    "What wrote a bundle: the release and the source that decides results"
+    "What wrote a bundle: the release, and the source as `dvc.yaml` knows it"
     import jax
     import numpy
-    return {'package': sads_jax.__version__, 'source': code_hash(('data', 'ops', 'models', 'training', *_CASCADE)), 'jax': jax.__version__, 'numpy': numpy.__version__}
+    return {'package': sads_jax.__version__, 'source': code_hash(STAGES['calibrate'].code), 'jax': jax.__version__, 'numpy': numpy.__version__}
 
 def _write_json(path, tree):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def test_planted_twin_is_found_and_refused(photos, tmp_path):
     found = next(t for t in twins if t[:2] == (1, 99))
     assert found[2] > .85
     split = {'train': (1, 2), 'test': (99,)}
-    with pytest.raises(LeakError, match=rf'0_0.png \(train\) and .*twin.jpg \(test\).*similarity 0\.\d+'): S.audit_leaks(split, data, [found])
+    with pytest.raises(LeakError, match=r'0_0.png \(train\) and .*twin.jpg \(test\).*similarity 0\.\d+'): S.audit_leaks(split, data, [found])
     assert S.audit_leaks(split, data, [found], on_twin='warn')['leaking_twins']
     with pytest.raises(LeakError, match='look like the same part'): S.split_parts(data, SplitSpec(on_leak='fail'), 0, [found])
     grouped = S.split_parts(data, SplitSpec(on_leak='group'), 0, [found])
@@ -155,7 +155,7 @@ def test_examples_agree_with_themselves(photos):
     for r in photos.images:
         ex = load_example(photos, r, BUCKETS)
         assert ex.canvas.dtype == np.uint8 and ex.canvas.shape[:2] == ex.class_map.shape == ex.instance_map.shape
-        for i, (box, label) in enumerate(zip(ex.boxes, ex.labels)):
+        for i, box in enumerate(ex.boxes):
             ys, xs = np.nonzero(ex.instance_map == i+1)
             if not len(ys): continue
             assert xs.min() >= box[0]-1.5 and ys.min() >= box[1]-1.5 and xs.max()+1 <= box[2]+1.5 and ys.max()+1 <= box[3]+1.5
@@ -204,6 +204,7 @@ jax = pytest.importorskip('jax')
 import jax.numpy as jnp
 
 from sads_jax.data import augment as A
+
 
 def drawn(h=96, w=96, b=8, seed=0):
     "Images whose bright rectangles are the defects, so that image, mask and box can be compared"

@@ -58,6 +58,7 @@ class Augmentation(NamedTuple):
     keep: float = .3 # a box stays valid if this share of it stays on the canvas
 
 NO_AUGMENTATION = Augmentation(False, *[0.]*9)
+_DEFAULT = Augmentation()
 
 # %% ../../nbs/02_data/80_augment.ipynb #db410fa7
 def _draw(key, b, square, spec):
@@ -170,7 +171,7 @@ def augment(
     valid, # bool [B, G]
     instance_map=None, # uint16 [B, H, W], 1 + index of the box; given, boxes are measured on it and fit tightly
     *,
-    spec:Augmentation=Augmentation(),
+    spec:Augmentation=_DEFAULT,
 ): # images, class_map, boxes, valid of the same shapes; boxes that left the canvas are zero and not valid
     "Move and relight a batch, each image in its own way; compiled once for each shape"
     b, h, w, c = images.shape

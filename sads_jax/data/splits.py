@@ -22,7 +22,7 @@ from PIL import Image
 from ..core.errors import DataError, LeakError
 from ..core.params import SplitSpec
 from .images import read_image
-from .records import ImageRecord, InspectionData
+from .records import InspectionData
 
 # %% ../../nbs/02_data/60_splits.ipynb #5ebe8ca7
 SPLITS = ('train', 'val', 'calibration', 'test')

@@ -3,11 +3,11 @@
 python tools/site_build.py --readme           # README.md alone
 python tools/site_build.py && smalldocs render _proc      # the site, in _proc/_docs
 """
-import builtins
+import inspect
 import re
 import sys
-import typing
 
+from fastcore import basics, docments
 from fastcore.nbio import read_nb, render_text
 from nbdev import processors
 from nbdev.config import get_config, nbpath2html
@@ -35,7 +35,13 @@ def page(path):
 
 def needed(cell) -> bool:
     "Whether a page's signatures need this cell to run: only what it exports. nbdev also runs cells that hold an import, and so half of their tests"
-    return cell.cell_type == 'code' and bool({'export', 'exports', 'exporti', 'exec_doc'} & cell.directives_.keys() or 'show_doc(' in cell.source)
+    if cell.cell_type != 'code' or (cell.directives_.get('eval') or '').lower() == 'false': return False
+    return bool({'export', 'exports', 'exporti', 'exec_doc'} & cell.directives_.keys() or 'show_doc(' in cell.source)
+
+def signature(obj, *, eval_str:bool=False, **kw) -> inspect.Signature:
+    "As `inspect` gives it, with annotations as written where they name what only a type checker, or flax's metaclass, has imported"
+    try: return inspect.signature(obj, eval_str=eval_str, **kw)
+    except NameError: return inspect.signature(obj, **kw)
 
 class fresh_show_docs(processors.exec_show_docs):
     "Runs the exported cells of each notebook beside modules that no notebook before it has touched"
@@ -48,7 +54,7 @@ def stage(cfg):
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
     processors._do_eval, processors.exec_show_docs = needed, fresh_show_docs
-    builtins.Any = typing.Any  # an annotation of flax's metaclass finds it nowhere else, and no nnx.Module could be shown
+    docments.signature = basics.signature = signature
     staged = proc_nbs(force=True, n_workers=0)  # in this process: it has the lines above, and imports JAX once
     for path in sorted(staged.rglob('*.ipynb')): path.rename(page(path))
     sidebar = staged/'sidebar.yml'

@@ -12,7 +12,7 @@ __all__ = ['DataSpec', 'TrainerSpec', 'ThresholdSpec', 'Spec', 'SyntheticSpec', 
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Literal, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator

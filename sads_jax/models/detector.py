@@ -10,7 +10,6 @@ __all__ = ['Standardise', 'Dense', 'upsample', 'drop_channels', 'Pyramid', 'Dete
 # %% ../../nbs/03_models/30_detector.ipynb #fa26690e
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from .backbone import _kernel, conv, make_backbone, signed

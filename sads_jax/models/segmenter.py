@@ -9,7 +9,6 @@ __all__ = ['depth_to_space', 'Segmenter']
 
 # %% ../../nbs/03_models/50_segmenter.ipynb #59db98fe
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from .backbone import make_backbone, signed

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from ..core.errors import BundleError, SADSError
+from ..core.errors import BundleError
 from .backbone import pure, to_flat
 from .classifier import Classifier
 from .detector import Detector

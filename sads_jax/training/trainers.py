@@ -9,8 +9,6 @@ __all__ = ['TrainerFactory', 'Task', 'make_task', 'Samples', 'make_samples', 'Sa
            'train_task']
 
 # %% ../../nbs/04_training/30_trainers.ipynb #df72f7d7
-import hashlib
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable

@@ -68,7 +68,7 @@ class SplitSpec(Spec):
     val: _fraction = .1
     calibration: _fraction = .15
     test: _fraction = .2
-    near_duplicate: _fraction = .95 # similarity above which two photographs count as the same part
+    near_duplicate: _fraction = .8 # similarity above which two photographs count as the same part; a false join only enlarges a group, a missed twin leaks
     on_leak: Literal['fail', 'group', 'warn'] = 'group' # near twins in two parts: stop, join their parts before splitting, or only report
     seed_offset: int = 0 # added to `seed` for the split alone, to vary it while the models' seed stays
 

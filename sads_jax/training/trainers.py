@@ -133,8 +133,10 @@ def _view(task, key, batch, seed_of_view):
     images, class_map, box = batch['images'].astype(jnp.float32)/255, batch['class_map'], batch['box']
     if key is None: return task.view(None, images, class_map, box, batch['label'])
     a, b = jax.random.split(jax.random.fold_in(key, seed_of_view))
-    images, class_map, boxes, valid = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool))
-    return task.view(b, images, class_map, jnp.where(valid, boxes[:, 0], box), batch['label'])
+    moved = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool))
+    # Where the box has left the canvas, the row stays as it was.
+    here = lambda new, old: jnp.where(moved[3].reshape(-1, *(1,)*(old.ndim - 1)), new, old)
+    return task.view(b, here(moved[0], images), here(moved[1], class_map), here(moved[2][:, 0], box), batch['label'])
 
 # %% ../../nbs/04_training/30_trainers.ipynb #14e40a6e
 class Sampler:

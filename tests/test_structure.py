@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,15 @@ def test_modules_are_what_the_notebooks_say(tmp_path):
     assert ours == theirs
     stale = [str(p) for p in sorted(ours) if not filecmp.cmp(PACKAGE/p, copy/'sads_jax'/p, shallow=False)]
     assert not stale, f'{stale}: run `make prepare`'
+
+
+# -- params.yaml and the factories know the same kinds
+
+def kinds(union) -> set[str]: return {m.model_fields['kind'].default for m in typing.get_args(typing.get_args(union)[0])}
+
+def test_every_kind_in_the_schema_has_a_builder():
+    from sads_jax.core.params import DataSpec, TrainerSpec
+    from sads_jax.data.connectors import ConnectorFactory
+    from sads_jax.training.trainers import TrainerFactory
+    assert set(ConnectorFactory) == kinds(DataSpec)
+    assert set(TrainerFactory) == kinds(TrainerSpec)

@@ -6,12 +6,15 @@ python tools/site_build.py && smalldocs render _proc      # the site, in _proc/_
 import inspect
 import re
 import sys
+from pathlib import Path
 
+import yaml
 from fastcore import basics, docments
 from fastcore.nbio import read_nb, render_text
 from nbdev import processors
 from nbdev.config import get_config, nbpath2html
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.doclinks import nbglob
+from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 
@@ -29,9 +32,17 @@ def readme(cfg) -> str:
     text = '\n\n'.join(filter(None, map(cell_markdown, cells))) + '\n'
     return re.sub(r'\]\((?!\w+:|#|/)', f']({cfg.nbs_path.name}/', text)  # links are relative to nbs/
 
-def page(path):
-    "`10_metrics.ipynb` -> `metrics.ipynb`, the name that links between pages expect"
-    return nbpath2html(path).with_suffix('.ipynb')
+def page(path:Path) -> Path:
+    "`08_registry/10_bundle.ipynb` -> `08_registry/bundle.ipynb`, the name that links between pages expect"
+    return path.with_name(nbpath2html(Path(path.name)).with_suffix('.ipynb').name)
+
+def sidebar(cfg) -> dict:
+    "The site's contents: the tutorials, then a section for each room; nbdev's own would lose the folders' numbers and so the pages"
+    files = sorted(f.relative_to(cfg.nbs_path) for f in nbglob(cfg.nbs_path, as_path=True))
+    folders = sorted({f.parent for f in files if f.parent.name}, key=lambda d: (d.name != 'tutorials', d))
+    title = lambda folder: ' / '.join(re.sub(r'^\d+_', '', part) for part in folder.parts)
+    sections = [{'section': title(d), 'contents': [page(f).as_posix() for f in files if f.parent == d]} for d in folders]
+    return {'website': {'sidebar': {'contents': ['index.ipynb', *sections]}}}
 
 def needed(cell) -> bool:
     "Whether a page's signatures need this cell to run: only what it exports. nbdev also runs cells that hold an import, and so half of their tests"
@@ -46,19 +57,20 @@ def signature(obj, *, eval_str:bool=False, **kw) -> inspect.Signature:
 class fresh_show_docs(processors.exec_show_docs):
     "Runs the exported cells of each notebook beside modules that no notebook before it has touched"
     def begin(self):
-        for name in [m for m in sys.modules if m.partition('.')[0] == get_config().lib_name]: del sys.modules[name]
+        lib = get_config().lib_name
+        for name in [m for m in sys.modules if m.partition('.')[0] == lib]: del sys.modules[name]
         super().begin()
 
 def stage(cfg):
-    "Fill `_proc` with processed notebooks under their pages' names, and point the sidebar at them"
+    "Fill `_proc` with processed notebooks under their pages' names, with a sidebar"
     refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__()
+    (cfg.nbs_path/'sidebar.yml').write_text(yaml.safe_dump(sidebar(cfg), sort_keys=False))
     processors._do_eval, processors.exec_show_docs = needed, fresh_show_docs
     docments.signature = basics.signature = signature
     staged = proc_nbs(force=True, n_workers=0)  # in this process: it has the lines above, and imports JAX once
-    for path in sorted(staged.rglob('*.ipynb')): path.rename(page(path))
-    sidebar = staged/'sidebar.yml'
-    sidebar.write_text(re.sub(r'\S+\.ipynb', lambda m: page(m[0]).as_posix(), sidebar.read_text()))
+    for path in sorted(staged.rglob('*.ipynb')):
+        path.write_text(re.sub(r'(?<=\]\()[^):"]+\.ipynb', lambda m: page(Path(m[0])).as_posix(), path.read_text()))  # links in prose
+        path.rename(page(path))
 
 if __name__ == '__main__':
     cfg = get_config()

@@ -119,6 +119,7 @@ class DetectorSpec(Spec):
     max_detections: _positive = 16 # K
     score_floor: _fraction = .05 # detections below it never leave the program
     nms_iou: _fraction = .5
+    flips: Literal[1, 2, 4] = 1 # views averaged at inference: as it is; and mirrored; and both ways. Each costs a pass of the detector
 
 class ClassifierSpec(Spec):
     "Names the defect in a crop"

@@ -45,7 +45,7 @@ def inverse_flip_rotate(k:int) -> int:
 # %% ../../nbs/02_data/80_augment.ipynb #69873fc5
 class Augmentation(NamedTuple):
     "Largest changes; a plain tuple of numbers, so that it can be static under jit"
-    symmetries: bool = True # flips and, on square canvases, quarter turns
+    symmetries: bool = True # flips and, on square canvases with `turns`, quarter turns
     rotate: float = 6. # [degrees]
     scale: float = .1 # 0.1: from 1/1.1 to 1.1
     shear: float = .03
@@ -56,6 +56,7 @@ class Augmentation(NamedTuple):
     gamma: float = .15 # as `scale`
     noise: float = .02 # standard deviation, of full scale
     keep: float = .3 # a box stays valid if this share of it stays on the canvas
+    turns: bool = True # quarter turns among the symmetries; a brushed or rolled surface has a grain that they would turn
 
 NO_AUGMENTATION = Augmentation(False, *[0.]*9)
 _DEFAULT = Augmentation()
@@ -71,7 +72,7 @@ def _draw(key, b, square, spec):
     m = sx[:, None, None]*jnp.stack([jnp.stack([c, -s], -1), jnp.stack([s, c], -1)], -2)
     m = jnp.stack([m[..., 0], m[..., 0]*shear[:, None] + m[..., 1]], -1)
     if spec.symmetries:
-        ways = range(8) if square else (0, 2, 4, 6)
+        ways = range(8) if square and spec.turns else (0, 2, 4, 6)
         table = jnp.asarray(np.stack([_d4(k) for k in ways]), jnp.float32)
         d = table[jax.random.randint(k2, (b,), 0, len(ways))]
         m = m[..., :1]*d[:, :1] + m[..., 1:]*d[:, 1:]

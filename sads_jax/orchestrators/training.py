@@ -62,10 +62,10 @@ def build_cascade(
 ): # SADSInferenceOrchestrator
     "The cascade of three models, to be jitted or exported"
     from sads_jax.domains.surface.orchestrator import SADSInferenceOrchestrator
-    from sads_jax.inference.adapters import OutputAdapterFactory, bind
+    from sads_jax.inference.adapters import OutputAdapterFactory, bind, flip_averaged
     d, c, s = params.detector, models['classifier'][2], models['segmenter'][2]
     regions = OutputAdapterFactory({'kind': 'regions', 'k': d.max_detections, 'iou': d.nms_iou, 'floor': d.score_floor})
-    return SADSInferenceOrchestrator(bind(models['detector'][0], regions, 'detector', show=True), bind_classifier(models['classifier'][0]),
+    return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips), regions, 'detector', show=True), bind_classifier(models['classifier'][0]),
         bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter'), tuple(categories),
         classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
         segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'])
@@ -74,7 +74,7 @@ def bind_classifier(
     apply, # Of the classifier: (params, crops, geometry) -> logits
 ): # (all params, crops float32 [N, S, S, 3], boxes [N, 4] canvas px, (H, W) of the canvas) -> probabilities [N, L]
     "The classifier with what surrounds it: the geometry of boxes in, probabilities out"
-    from sads_jax.inference.adapters import OutputAdapterFactory, bind
+    from sads_jax.inference.adapters import OutputAdapterFactory, bind, flip_averaged
     from sads_jax.models.classifier import box_geometry
     return bind(apply, OutputAdapterFactory({'kind': 'classification'}), 'classifier', inputs=lambda crops, boxes, canvas: (crops, box_geometry(boxes, *canvas)))
 

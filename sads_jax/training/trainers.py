@@ -24,7 +24,7 @@ from flax import nnx
 from ..core.errors import DataError
 from ..core.factory import Factory
 from ..core.params import Params
-from ..data.augment import augment
+from ..data.augment import Augmentation, augment
 from ..data.dataset import CVDataset
 from ..models.backbone import pure, to_flat
 from ..models.classifier import box_geometry
@@ -128,12 +128,14 @@ def _gather(samples, index):
     return {'images': np.stack([e.canvas for e in examples]), 'class_map': np.stack([e.class_map for e in examples]),
             'box': samples.box[index], 'label': samples.label[index]}
 
+_augmentation = Augmentation(turns=False)  # a station photographs every part the same way up: flips happen, quarter turns don't
+
 def _view(task, key, batch, seed_of_view):
     "Inputs and target of a batch; view 0 is the images as they are"
     images, class_map, box = batch['images'].astype(jnp.float32)/255, batch['class_map'], batch['box']
     if key is None: return task.view(None, images, class_map, box, batch['label'])
     a, b = jax.random.split(jax.random.fold_in(key, seed_of_view))
-    moved = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool))
+    moved = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool), spec=_augmentation)
     # Where the box has left the canvas, the row stays as it was.
     here = lambda new, old: jnp.where(moved[3].reshape(-1, *(1,)*(old.ndim - 1)), new, old)
     return task.view(b, here(moved[0], images), here(moved[1], class_map), here(moved[2][:, 0], box), batch['label'])

@@ -68,7 +68,7 @@ def build_cascade(
     return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips), regions, 'detector', show=True), bind_classifier(models['classifier'][0]),
         bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter'), tuple(categories),
         classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
-        segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'])
+        segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=d.nms_iou)
 
 def bind_classifier(
     apply, # Of the classifier: (params, crops, geometry) -> logits

@@ -74,7 +74,7 @@ def bind_classifier(
     apply, # Of the classifier: (params, crops, geometry) -> logits
 ): # (all params, crops float32 [N, S, S, 3], boxes [N, 4] canvas px, (H, W) of the canvas) -> probabilities [N, L]
     "The classifier with what surrounds it: the geometry of boxes in, probabilities out"
-    from sads_jax.inference.adapters import OutputAdapterFactory, bind, flip_averaged
+    from sads_jax.inference.adapters import OutputAdapterFactory, bind
     from sads_jax.models.classifier import box_geometry
     return bind(apply, OutputAdapterFactory({'kind': 'classification'}), 'classifier', inputs=lambda crops, boxes, canvas: (crops, box_geometry(boxes, *canvas)))
 

@@ -24,7 +24,7 @@ from flax import nnx
 from ..core.errors import DataError
 from ..core.factory import Factory
 from ..core.params import Params
-from ..data.augment import Augmentation, augment
+from ..data.augment import Augmentation, augment, flip_rotate
 from ..data.dataset import CVDataset
 from ..models.backbone import pure, to_flat
 from ..models.classifier import box_geometry
@@ -128,12 +128,16 @@ def _gather(samples, index):
     return {'images': np.stack([e.canvas for e in examples]), 'class_map': np.stack([e.class_map for e in examples]),
             'box': samples.box[index], 'label': samples.label[index]}
 
+_mirrors = {1: 4, 2: 2, 3: 6}  # the first views of a bank: left to right, half a turn, upside down
 _augmentation = Augmentation(turns=False)  # a station photographs every part the same way up: flips happen, quarter turns don't
 
-def _view(task, key, batch, seed_of_view):
-    "Inputs and target of a batch; view 0 is the images as they are"
+def _view(task, key, batch, seed_of_view, flip=None):
+    "Inputs and target of a batch: as it is without `key`, mirrored with `flip`, else augmented"
     images, class_map, box = batch['images'].astype(jnp.float32)/255, batch['class_map'], batch['box']
     if key is None: return task.view(None, images, class_map, box, batch['label'])
+    if flip is not None:
+        images, box = flip_rotate(flip, images, box[:, None])
+        return task.view(key, images, flip_rotate(flip, class_map), box[:, 0], batch['label'])
     a, b = jax.random.split(jax.random.fold_in(key, seed_of_view))
     moved = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool), spec=_augmentation)
     # Where the box has left the canvas, the row stays as it was.
@@ -167,8 +171,7 @@ class Sampler:
 class FeatureBank:
     "Features and targets of every (sample, view), in host memory, by bucket"
     def __init__(self, task:Task, features:Callable, params:dict, samples:Samples, views:int, seed:int, *, batch_size=8, on_batch=lambda done, total: None):
-        view = jax.jit(lambda key, batch, v: _view(task, key, batch, v))
-        plain = jax.jit(lambda batch: _view(task, None, batch, 0))
+        view = jax.jit(partial(_view, task), static_argnames='flip')
         extract = jax.jit(lambda *inputs: jax.tree.map(lambda f: f.astype(jnp.float16 if f.ndim == 4 else jnp.float32), features(params, *inputs)))
         jobs = [(int(b), v, s) for b in sorted(set(samples.bucket.tolist())) for v in range(views)
                 for s in np.flatnonzero(samples.bucket == b) if v < (views if samples.label[s] >= 0 else max(1, views//2))]
@@ -179,7 +182,8 @@ class FeatureBank:
                 part = todo[at:at + batch_size]
                 batch = _gather(samples, np.array(part + [part[-1]]*(batch_size - len(part))))
                 # The key of a sample's view depends on its place in the list alone, so a bank is the same on every run.
-                inputs, target = plain(batch) if v == 0 else view(jax.random.key(zlib.crc32(f'{seed}/{v}/{at}'.encode())), batch, bucket)
+                key = jax.random.key(zlib.crc32(f'{seed}/{v}/{at}'.encode())) if v else None
+                inputs, target = view(key, batch, bucket, flip=_mirrors.get(v))
                 out = jax.tree.map(lambda a: np.asarray(a)[:len(part)], (extract(*inputs), target))
                 # Samples of crops share one shape, so they share a store whatever their bucket.
                 store = stores.setdefault(0 if task.crops else bucket, [])

@@ -452,20 +452,6 @@ def test_true_boxes_are_named_when_asked(data):
     np.testing.assert_array_equal(seen[0][1], [[20, 14, 30, 26]])
 
 
-def test_an_answer_may_come_with_boxes_of_its_own(data):
-    oracle = Oracle(data, spoil={3: ImageError('the file is empty', where='03.png')})
-
-    def inspect(srcs):
-        out = []
-        for rep, f, place, score_map in oracle.inspect(srcs):
-            b = evaluate.found_boxes(f, place, range(2)) if f is not None else None
-            out.append(rep if f is None else SimpleNamespace(report=rep, score_map=score_map, boxes=b.boxes, scores=b.scores, label_scores=f.label_scores[f.valid]))
-        return out
-    fake = SimpleNamespace(model_version='m', rules_version='r', postprocessor=SimpleNamespace(categories=CATS, threshold=.5), inspect=inspect)
-    a, b = (evaluate.EvaluationOrchestrator(p).run(data) for p in (fake, oracle))
-    assert a.metrics == b.metrics and a.errors == b.errors and a.context['threshold'] == .5
-
-
 def test_detections_below_the_operating_point_are_not_reports(data):
     "The detector saw it and the report kept silent: good for AP, and missed all the same"
     oracle = Oracle(data)

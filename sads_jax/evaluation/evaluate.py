@@ -70,12 +70,8 @@ def found_boxes(
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #66fa7792
 def _unpack(answer, order):
-    "Report or error, found boxes and score map, of a pipeline's answer: the tuple of `Inspector`, a bare error, or an object with boxes of its own"
+    "Report or error, found boxes and score map, of a pipeline's answer: the tuple of `Inspector`, or a bare error"
     if isinstance(answer, SADSError): return answer, None, None
-    if hasattr(answer, 'boxes'): # in pixels of the original already
-        names = np.asarray(answer.label_scores)
-        found = make_boxes(answer.boxes, np.asarray(order)[names.argmax(-1)], answer.scores, names.max(-1)) if len(answer.boxes) else make_boxes()
-        return answer.report, found, answer.score_map
     report, findings, placement, score_map = answer
     if isinstance(report, SADSError): return report, None, None
     return report, found_boxes(findings, placement, order), score_map

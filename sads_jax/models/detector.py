@@ -36,7 +36,7 @@ class Dense(nnx.Module):
         return conv(x, self.kernel[...], self.bias[...])
 
 def upsample(x):
-    "Each pixel of `[B, H, W, C]` becomes 2 x 2 (a broadcast; bilinear is four times dearer and no better here)"
+    "Each pixel of `[B, H, W, C]` becomes 2 x 2 (a broadcast; bilinear is four times dearer on CPU)"
     return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
 
 def drop_channels(key, features, rate):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
 
 if TYPE_CHECKING:
@@ -95,20 +96,6 @@ def _find_bundle(bundle:Path|None, model:str|None, settings:'Settings') -> Path:
     name, _, alias = (model or '').partition('@')
     return _registry(settings, name).get(alias or 'champion')
 
-def _console(stderr:bool=False):
-    "Rich console; wide where nobody's terminal is the limit"
-    from rich.console import Console
-    c = Console(stderr=stderr, highlight=False, markup=False)
-    return c if c.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=160)
-
-def _table(*columns:str, title:str|None=None):
-    from rich import box
-    from rich.table import Table
-    t = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold')
-    for c in columns: t.add_column(c, overflow='fold')
-    return t
-
-def _say(text:str): typer.echo(text, err=True)
 
 # %% ../../nbs/12_cli/10_main.ipynb #c46072c2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={'help_option_names': ['--help', '-h'], 'max_content_width': 110},
@@ -126,8 +113,6 @@ Your own photographs:
   sads run --workdir tiles -S data.kind=folder -S data.root=DIR
   sads evaluate --bundle bundle --workdir check -S data.kind=coco -S data.root=DIR
 ''')
-
-def _epilog(*lines): return '\b\nExamples:\n' + '\n'.join(f'  {x}' for x in lines)
 
 @app.callback()
 def _root(version:Annotated[bool, typer.Option('--version', help='Print the version and stop.', is_eager=True)]=False):

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from sads_jax.core.errors import DataError, ImageError, SADSError
-from sads_jax.core.params import CocoSpec, FolderSpec, MagneticTileSpec, SyntheticSpec
+from sads_jax.core.params import CocoSpec, FolderSpec, MagneticTileSpec, SyntheticSpec, VocSpec
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.formats import mask_to_rle, segmentation_to_mask, split_components
 from sads_jax.data.images import choose_bucket, image_size, letterbox, letterbox_mask, read_image, to_canvas, to_original
@@ -308,9 +308,9 @@ def test_coco_not_there_or_no_json(tmp_path):
 
 def test_factory_and_specs_agree():
     "Every kind of params.yaml has a builder that takes all its fields"
-    assert set(ConnectorFactory) == {'synthetic', 'magnetic_tile', 'coco', 'folder'}
+    assert set(ConnectorFactory) == {'synthetic', 'magnetic_tile', 'coco', 'folder', 'voc'}
     assert len(ConnectorFactory(SyntheticSpec(n_parts=3), seed=1)) == 9
-    for spec in (MagneticTileSpec(root='nowhere'), CocoSpec(root='nowhere'), FolderSpec(root='nowhere')):
+    for spec in (MagneticTileSpec(root='nowhere'), CocoSpec(root='nowhere'), FolderSpec(root='nowhere'), VocSpec(root='nowhere')):
         with pytest.raises(DataError, match='nowhere'): ConnectorFactory(spec, seed=1)
 
 

@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/connectors.html.md"""
 
 # %% auto #0
 __all__ = ['ConnectorFactory', 'Source', 'BaseDataConnector', 'ingest', 'SyntheticConnector', 'MagneticTileConnector',
-           'CocoConnector', 'FolderConnector']
+           'CocoConnector', 'FolderConnector', 'VocConnector']
 
 # %% ../../nbs/02_data/50_connectors.ipynb #7a26cce4
 import csv
@@ -20,14 +20,15 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
 from ..core.params import SyntheticSpec
-from .formats import read_folders, read_mask
+from .formats import IMAGE_SUFFIXES, mask_to_rle, read_folders, read_mask, read_voc
 from .images import image_size, read_image
-from .records import ImageRecord, InspectionData, annotate_class_map, annotate_mask, instance_masks, read_coco, write_coco
+from .records import Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask, instance_masks, read_coco, write_coco
 from .synthetic import render_all
 
 _log = logging.getLogger(__name__)
@@ -266,3 +267,49 @@ class FolderConnector:
             marks = _marks(mask, f.category, f.path, self.notes)
         part = self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix(''))
         return content, ImageRecord(i+1, name, w, h, part, None, None, f.category is not None, (f.category,) if f.category else (), marks)
+
+# %% ../../nbs/02_data/50_connectors.ipynb #872c676f
+@ConnectorFactory.register('voc')
+class VocConnector:
+    "Photographs with Pascal-VOC boxes, and masks for some"
+    def __init__(self, root:Path, images:Path=Path('JPEGImages'), annotations:Path=Path('Annotations'), masks:Path|None=None, part_id_pattern:str|None=None, *, seed:int=0):
+        self.root, self.notes, self.part_of = Path(root), [], _part_pattern(part_id_pattern)
+        for name, folder in (('images', images), ('annotations', annotations), ('masks', masks)):
+            if folder is not None and not (self.root/folder).is_dir(): raise DataError('no such folder', where=self.root/folder, remedy=f'Check data.root and data.{name}')
+        self.images, self.annotations, self.masks = self.root/images, self.root/annotations, masks and self.root/masks
+        self.files = sorted(p for p in self.images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.marks, self.problems = {}, {}
+        for p in self.files:
+            xml = self.annotations/f'{p.stem}.xml'
+            if not xml.exists(): continue
+            try: self.marks[p] = read_voc(xml)
+            except DataError as e: self.problems[p] = e
+        self.categories = tuple(sorted({name for _, found in self.marks.values() for name, _ in found}))
+        if missing := len(self.files) - len(self.marks) - len(self.problems): self.notes.append(f'{missing} of {len(self.files)} photographs have no XML: nobody said whether they are good')
+        if self.marks and all(found for _, found in self.marks.values()): self.notes.append('no photograph without a box: overkill cannot be measured')
+
+    def __len__(self): return len(self.files)
+
+    def records(self):
+        "One `Source` for each photograph"
+        for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path))
+
+    def _load(self, i, path):
+        if path in self.problems: raise self.problems[path]
+        content, known = _contents(path), path in self.marks
+        (h, w), found = self.marks[path] if known else (image_size(content, name=str(path), max_megapixels=float('inf')), ())
+        drawn = self.masks and self.masks/f'{path.stem}.png'
+        mask = read_mask(drawn, h, w) if drawn and drawn.exists() else None
+        part = self.part_of(path.name) if self.part_of else path.stem
+        return content, ImageRecord(i+1, path.name, w, h, part, None, None, bool(found) if known else None, tuple(sorted({name for name, _ in found})),
+            tuple(_boxed(name, box, mask) for name, box in found))
+
+def _boxed(name, box, mask):
+    "An annotation: its box, and what the mask holds inside"
+    if mask is not None:
+        x, y, w, h = (round(v) for v in box)
+        inside = np.zeros_like(mask)
+        here = slice(max(0, y), max(0, y + h)), slice(max(0, x), max(0, x + w))
+        inside[here] = mask[here]
+        if inside.any(): return Annotation(name, box, mask_to_rle(inside), float(inside.sum()))
+    return Annotation(name, box, None, box[2]*box[3])

@@ -6,12 +6,13 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/formats.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'mask_to_rle', 'segmentation_to_mask', 'mask_box', 'split_components', 'read_mask', 'LabelledFile',
-           'read_folders']
+           'read_folders', 'read_voc']
 
 # %% ../../nbs/02_data/30_formats.ipynb #42e3616d
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -117,3 +118,24 @@ def _mask_of(image, truth):
     "First of the usual names under which the mask of `image` lies"
     names = [folder/f'{image.stem}{end}{ext}' for folder, ends in ((truth, ('_mask', '')), (image.parent, ('_mask',))) for end in ends for ext in ('.png', '.bmp', '.tif', '.tiff')]
     return next((p for p in names if p.is_file()), None)
+
+# %% ../../nbs/02_data/30_formats.ipynb #68790f07
+def read_voc(
+    path:Path, # The XML of one photograph
+) -> tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float]]]]: # (height, width) [px]; class and x, y, width, height [px] of each object
+    "Boxes of a Pascal-VOC file; `DataError` naming the object whose box is missing, no number or turned inside out"
+    fix = 'Export as Pascal VOC'
+    try: tree = ElementTree.parse(path).getroot()
+    except FileNotFoundError as e: raise DataError('no such file', where=path, remedy='Add it, or remove its image') from e
+    except (OSError, ElementTree.ParseError) as e: raise DataError(f'not valid XML: {e}', where=path, remedy=fix) from e
+    def number(node, tag, at):
+        try: return float(node.findtext(tag) or '')
+        except ValueError as e: raise DataError(f'{tag!r} is missing or no number', where=f'{path}, {at}', remedy=fix) from e
+    size, found = tuple(int(number(tree, f'size/{side}', 'size')) for side in ('height', 'width')), []
+    for i, o in enumerate(tree.iter('object')):
+        at, name = f'object[{i}]', (o.findtext('name') or '').strip()
+        if not name: raise DataError("'name' is missing", where=f'{path}, {at}', remedy=fix)
+        x1, y1, x2, y2 = (number(o, f'bndbox/{side}', at) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
+        if x2 < x1 or y2 < y1: raise DataError(f'the box of {name!r} ends before it begins: {x1:g}, {y1:g} to {x2:g}, {y2:g}', where=f'{path}, {at}', remedy='Draw it again')
+        found.append((name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)))
+    return size, found

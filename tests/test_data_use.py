@@ -14,7 +14,7 @@ from PIL import Image
 from sads_jax.core.errors import DataError, ImageError, LeakError
 from sads_jax.core.params import SplitSpec, SyntheticSpec
 from sads_jax.data import splits as S
-from sads_jax.data.dataset import CVDataset, load_example
+from sads_jax.data.dataset import CVDataset, load_examples
 from sads_jax.data.records import ImageRecord, InspectionData, annotate_mask
 from sads_jax.data.synthetic import render_all
 
@@ -153,7 +153,7 @@ BUCKETS = [(96, 96), (96, 128), (128, 96)]
 
 def test_examples_agree_with_themselves(photos):
     for r in photos.images:
-        ex = load_example(photos, r, BUCKETS)
+        ex, = load_examples(photos, r, BUCKETS)
         assert ex.canvas.dtype == np.uint8 and ex.canvas.shape[:2] == ex.class_map.shape == ex.instance_map.shape
         for i, box in enumerate(ex.boxes):
             ys, xs = np.nonzero(ex.instance_map == i+1)

@@ -365,12 +365,12 @@ class CVTrainingOrchestrator:
 
     def _judge(self, bundle, data, ids, out, *, what, context, train_ids=(), classify_boxes=None):
         "Evaluate a bundle and write the report"
-        from sads_jax.evaluation.evaluate import EvaluationOrchestrator, write_evaluation
+        from sads_jax.evaluation.evaluate import METRICS, EvaluationOrchestrator, write_evaluation
         from sads_jax.evaluation.report import write_report
         from sads_jax.registry.bundle import load_pipeline, read_bundle
         spec = self.params.evaluate
         pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
-        judge = EvaluationOrchestrator(pipeline, batch_size=spec.batch_size, classify_boxes=classify_boxes)
+        judge = EvaluationOrchestrator(pipeline, (*METRICS, *spec.more_metrics), batch_size=spec.batch_size, classify_boxes=classify_boxes)
         found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision['chosen']},
             progress=lambda done, total: self.progress(what, done, total, {}))
         for old in ('metrics.json', 'report.html', 'predictions.jsonl'): (out/old).unlink(missing_ok=True)
@@ -384,10 +384,10 @@ class CVTrainingOrchestrator:
         "The classifier alone, on true boxes, to tell naming mistakes from detection's"
         from sads_jax.models.store import load_model
         apply, params, facts = load_model(self.path('models', 'classifier'))
-        buckets, named, params = self.params.image.buckets, bind_classifier(apply), {f'classifier/{k}': v for k, v in params.items()}
+        spec, named, params = self.params.image, bind_classifier(apply), {f'classifier/{k}': v for k, v in params.items()}
         import jax
         import numpy as np
-        from sads_jax.data.images import letterbox, to_canvas
+        from sads_jax.data.images import letterbox, tile_windows, to_canvas
         from sads_jax.ops.boxes import square_context
         from sads_jax.ops.crops import crop_and_resize
         @jax.jit
@@ -396,13 +396,19 @@ class CVTrainingOrchestrator:
             crops = crop_and_resize(canvas[None], squares, jax.numpy.zeros(len(boxes), 'int32'), facts['crop'])
             return named(params, crops.astype('float32')/255, boxes, canvas.shape[:2])
         def classify(image, boxes, chunk=4):
-            canvas, placement = letterbox(image, buckets)
-            at, out = np.asarray(to_canvas(np.asarray(boxes, np.float32), placement), np.float32), []
-            for i in range(0, len(at), chunk):
-                part = at[i:i+chunk]
-                padded = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), 0)])
-                out.append(np.asarray(name(params, canvas, padded))[:len(part)])
-            return np.concatenate(out)
+            boxes, windows, out = np.asarray(boxes, np.float32), tile_windows(*image.shape[:2], spec.buckets, spec.tile), {}
+            ends = np.array([(t.left, t.top, t.left + t.width, t.top + t.height) for t in windows])
+            shown = np.concatenate([np.maximum(boxes[:, None, :2], ends[:, :2]), np.minimum(boxes[:, None, 2:], ends[:, 2:])], -1)
+            best = (shown[..., 2:] - shown[..., :2]).clip(0).prod(-1).argmax(1)  # the tile that shows most of a box
+            for k in sorted(set(best.tolist())):
+                canvas, placement = letterbox(windows[k].of(image), spec.buckets)
+                rows = np.flatnonzero(best == k)
+                at = to_canvas(shown[rows, k] - np.array([windows[k].left, windows[k].top]*2), placement)
+                for i in range(0, len(at), chunk):
+                    part = at[i:i+chunk]
+                    padded = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), 0)])
+                    out |= dict(zip(rows[i:i+chunk].tolist(), np.asarray(name(params, canvas, padded))))
+            return np.stack([out[i] for i in range(len(boxes))])
         return classify
 
     def _tracker(self, name, config, fingerprint):

@@ -118,7 +118,8 @@ def _card(labels, decision, data, params, code):
         "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.", '',
         f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in each split: "
             + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
-        f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded",
+        f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded"
+            + (f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at {params.image.tile.scale:g} of their resolution' if params.image.tile else ''),
         f"- {chosen.get('text') or 'Threshold ' + format(decision['threshold'], '.4f')}",
         f"- Rules `{decision['rules_version']}`: {', '.join(r.name for r in spec.rules) or 'none'}; "
             + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
@@ -275,6 +276,7 @@ def load_pipeline(
     from sads_jax.core.types import Findings
     from sads_jax.domains.surface.pipeline import SADSPipeline
     from sads_jax.domains.surface.postprocessor import SADSPostprocessor
+    from sads_jax.domains.surface.tiling import TiledPredictor
     from sads_jax.inference.export import load_program, load_weights
     from sads_jax.inference.predictor import CVPredictor
     settings, info = settings or load_settings(), read_bundle(folder)
@@ -282,6 +284,7 @@ def load_pipeline(
     path = lambda h, w: folder/'programs'/f'{h}x{w}.jaxexport'
     programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
     predictor = CVPredictor(programs, load_weights(folder/'weights.safetensors'), buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
+    if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'])
     return SADSPipeline(predictor, decide, model_version=version, rules_version=info.decision['rules_version'],
         station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels)

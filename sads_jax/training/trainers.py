@@ -23,7 +23,7 @@ from flax import nnx
 
 from ..core.errors import DataError
 from ..core.factory import Factory
-from ..core.params import Params
+from ..core.params import Params, TileSpec
 from ..data.augment import Augmentation, augment, flip_rotate
 from ..data.dataset import CVDataset
 from ..models.backbone import pure, to_flat
@@ -103,11 +103,11 @@ class Samples:
     bucket: np.ndarray # int32 [S]
 
 def make_samples(
-    task:Task, data, image_ids, buckets, seed:int,
+    task:Task, data, image_ids, buckets, seed:int, tile:TileSpec|None=None,
 ) -> Samples:
     "Samples of a split; `DataError` when no defect in it has a place"
     keep = [i for i in image_ids if not data.by_id[i].weak and data.by_id[i].defective is not None]
-    dataset, rng, rows = CVDataset(data, keep, buckets), np.random.default_rng(seed), []
+    dataset, rng, rows = CVDataset(data, keep, buckets, tile=tile), np.random.default_rng(seed), []
     for n in range(len(dataset)):
         e = dataset[n]
         h, w = e.canvas.shape[:2]
@@ -279,8 +279,8 @@ def train_task(
     spec, seed = getattr(params, name).trainer, params.seed + zlib.crc32(name.encode()) % 1000
     task = make_task(name, params, data.categories)
     model = MODELS[name](**task.build, rngs=nnx.Rngs(seed))
-    train = make_samples(task, data, split['train'], params.image.buckets, seed)
-    try: val = make_samples(task, data, split['val'], params.image.buckets, seed)
+    train = make_samples(task, data, split['train'], params.image.buckets, seed, params.image.tile)
+    try: val = make_samples(task, data, split['val'], params.image.buckets, seed, params.image.tile)
     except DataError: val = None  # a small set may have no defect to spare; then there is no early stopping
     fields = {'views'} if spec.kind == 'finetune' else {'width'}
     weights, history = TrainerFactory({'kind': spec.kind} | spec.model_dump(include=fields), spec=spec, task=task, model=model, train=train, val=val,

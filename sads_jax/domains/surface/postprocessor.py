@@ -109,8 +109,10 @@ def groups(
 ) -> list[list[int]]: # Indices, each group ascending, groups by their first
     "Which patches belong together, directly or through others"
     of = list(range(len(patches)))
+    low = np.array([(p.top, p.left) for p in patches]).reshape(-1, 2)
+    high = low + np.array([p.mask.shape for p in patches], int).reshape(-1, 2)
     for i in range(len(patches)):
-        for j in range(i):
+        for j in np.flatnonzero(((low[:i] <= high[i]) & (low[i] <= high[:i])).all(1)):  # their windows meet
             if labels[i] == labels[j] and of[i] != of[j] and touching(patches[i], patches[j]):
                 old, new = max(of[i], of[j]), min(of[i], of[j])
                 of = [new if o == old else o for o in of]

@@ -2,9 +2,10 @@
 # make test    every notebook, then pytest
 # make serve   answer POST /predict with the model that `make repro` registered
 # make docs    the site, in _proc/_docs          make lint   ruff
+# make bench   side by side with other people's models; WORKDIR=a finished run, STEEL=one of recipes/neu_steel.yaml
 # make prepare after editing notebooks: clean, export, README          make constraints   renew the pins
 .DEFAULT_GOAL := help
-.PHONY: help install repro test serve docs lint prepare constraints hooks
+.PHONY: help install repro test serve docs lint bench prepare constraints hooks
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # glibc then keeps big buffers instead of giving each back to the kernel: a third less time in every convolution
@@ -14,6 +15,7 @@ export MALLOC_TOP_PAD_ := 268435456
 export DVC_NO_ANALYTICS := 1
 STAMP := .venv/installed
 ARGS :=
+WORKDIR := .
 
 help:
 	@sed -n '1,/^\.DEFAULT/{/^# /s/^# //p}' Makefile
@@ -39,7 +41,10 @@ docs: $(STAMP)
 	@echo 'The site: _proc/_docs/index.html'
 
 lint: $(STAMP)
-	@ruff check sads_jax tests scripts tools
+	@ruff check sads_jax tests scripts tools benchmarks
+
+bench: $(STAMP)
+	@python benchmarks/bench.py '$(WORKDIR)' $(if $(STEEL),--steel '$(STEEL)') $(ARGS)
 
 prepare: $(STAMP)
 	@nbdev-clean

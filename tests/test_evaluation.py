@@ -504,7 +504,7 @@ def test_a_metric_from_elsewhere(data):
         def result(self): return {'n': self.n}
     m = evaluate.EvaluationOrchestrator(Oracle(data), metrics=('count',), factory=factory).run(data).metrics
     assert m['count'] == {'n': 16} and 'count' not in metrics.MetricFactory
-    with pytest.raises(UnknownKind, match='It knows crops, detection, images, masks, pixels, rates'): evaluate.EvaluationOrchestrator(Oracle(data), metrics=('mAP',)).run(data)
+    with pytest.raises(UnknownKind, match='It knows crops, detection, images, intervals, localisation, masks, pixels, pod, rates, slices, suspects'): evaluate.EvaluationOrchestrator(Oracle(data), metrics=('mAP',)).run(data)
 
 
 # ---------------------------------------------------------------- what is written
@@ -513,7 +513,7 @@ def test_tables_for_dvc(data, tmp_path):
     e = evaluate.EvaluationOrchestrator(Oracle(data, spoil={8: 'PASS'})).run(data)
     evaluate.write_evaluation(e, tmp_path/'r')
     tables = {f.stem: list(csv.DictReader(f.open())) for f in (tmp_path/'r/plots').glob('*.csv')}
-    assert set(tables) == {'roc', 'pr', 'operating', 'confusion', 'classes', 'scores'}
+    assert set(tables) == {'roc', 'pr', 'operating', 'confusion', 'classes', 'slices', 'suspects', 'pod', 'scores'}
     assert set(tables['operating'][0]) == {'threshold', 'escape', 'overkill', 'escaped', 'overkilled'}
     assert [tables['operating'][i]['escape'] for i in (0, -1)] == ['0.0', '1.0']
     assert {(r['actual'], r['predicted']) for r in tables['confusion']} == {('pit', 'missed'), ('pit', 'pit'), ('crack', 'crack')}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .compare import COMPARE_EXAMPLES, compare
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
 
@@ -396,6 +397,9 @@ def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to po
     e = registry.set_alias(alias, ref)
     typer.echo(f'{alias} is now version {e.version} ({e.bundle_version})')
 
+# %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
+app.command('compare', epilog=COMPARE_EXAMPLES)(compare)
+
 # %% ../../nbs/12_cli/10_main.ipynb #a1a5fcec
 def field_notes(
     cls:type, # A pydantic model written in docments style
@@ -417,21 +421,28 @@ def param_rows(
 ) -> list[tuple[str, str, str, str]]: # Path, type, default, meaning; a heading has no type
     "Every parameter below `cls`, with all kinds of those that have several"
     import typing
-    from pydantic import BaseModel
     notes, rows = field_notes(cls), []
     for name, f in cls.model_fields.items():
         path, value = prefix + name, getattr(default, name, None) if default is not None else f.get_default()
-        options = [t for t in (typing.get_args(f.annotation) or (f.annotation,)) if isinstance(t, type) and issubclass(t, BaseModel)]
-        if typing.get_origin(f.annotation) is tuple and options:
-            item, = options
-            rows.append((path, 'list', json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)), (item.__doc__ or '').strip()))
-            rows += param_rows(item, None, f'{path}[].')
+        options, many = _sections(f.annotation), typing.get_origin(f.annotation) is tuple
+        if many and options:
+            note = notes.get(name) or (options[0].__doc__ or '').strip()
+            rows.append((path, 'list', json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)), note))
+            path += '[]'
+        if many and len(options) == 1: rows += param_rows(options[0], None, f'{path}.')
         elif options:
             for t in options:
                 rows.append((path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''), '', 'default' if type(value) is t and len(options) > 1 else '', (t.__doc__ or '').strip()))
                 rows += param_rows(t, value if type(value) is t else None, f'{path}.')
         elif name != 'kind': rows.append((path, _type_name(f.annotation, f.metadata), 'required' if f.is_required() else json.dumps(value, default=str), notes.get(name, '')))
     return rows
+
+def _sections(t):
+    "The sections that an annotation allows, in a list, a choice, or both"
+    import typing
+    from pydantic import BaseModel
+    if isinstance(t, type) and issubclass(t, BaseModel): return [t] if t.__name__ != 'RLE' else []
+    return [s for a in typing.get_args(t) for s in _sections(a)]
 
 def _type_name(t, metadata=()):
     "An annotation in words, with the bounds it was annotated with"

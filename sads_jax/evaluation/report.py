@@ -23,7 +23,7 @@ from ..core.types import Verdict
 from ..data.images import read_image
 from ..data.records import class_map
 from ..data.splits import shortcut_warnings
-from .evaluate import Evaluation, curve_tables, summary
+from .evaluate import METRICS, Evaluation, curve_tables, summary
 from .metrics import Judged, decode_mask
 
 # %% ../../nbs/07_evaluation/40_report.ipynb #40971da5
@@ -241,6 +241,10 @@ def _rate_card(what, r, things, did, colour, more):
         else 'The rate is not defined: it is not zero.')
     return f'<section class="card"><div class="what">{what}</div><div class="big">{big}</div>{interval_bar(r, colour)}<p>{mid}</p><p class="small">{more}</p></section>'
 
+def _between(m, figure):
+    x = m.get('intervals', {}).get(figure, {})
+    return '' if x.get('low') is None else f"; with other parts it might have been anything from <b>{x['low']:.3f}</b> to <b>{x['high']:.3f}</b> (95 %, {m['intervals']['parts']} parts drawn again)"
+
 def _header(e):
     m, d, t = e.metrics, e.metrics['data'], e.context.get('threshold')
     parts = [f"{d['images']} photographs of {d['parts']} parts" + (f" ({_h(str(e.context['split']))})" if e.context.get('split') else ''), f"model <code>{_h(str(e.context.get('model_version', 'unknown')))}</code>"]
@@ -255,7 +259,8 @@ def _header(e):
     if 'images' in m:
         a, b, show = m['images'], m['baseline'], lambda v: 'not defined' if v is None else f'{v:.3f}'
         out.append(f'<section class="card"><div class="what">Order of the scores (AUROC)</div><div class="big">{show(a["auroc"])}</div>'
-            f'<p>The chance that a defective photograph scores higher than a good one. On {a["size_matched_pairs"]:,} pairs of equal size: <b>{show(a["size_matched_auroc"])}</b>.</p>'
+            f'<p>The chance that a defective photograph scores higher than a good one{_between(m, "auroc")}. On {a["size_matched_pairs"]:,} pairs of equal size: <b>{show(a["size_matched_auroc"])}</b>.</p>'
+            f'<p class="small">Of the good photographs {_pct(a.get("pg5"))} can pass while at most 5 % of the defective ones slip through (PG5); of the defective {_pct(a.get("pb5"))} are caught while at most 5 % of the good are stopped (PB5).</p>'
             f'<p class="small">Size, brightness and contrast alone reach {show(b["auroc"])} (fitted on {_h(b["fitted_on"])}). A model has to beat that.</p></section>')
     return ''.join(out) + '</div>'
 
@@ -308,6 +313,15 @@ def _gallery(e, n):
         elif none and total == 0: out.append(f'<h3>{head}</h3><p class="note">{none}</p>')
     return ''.join(out) + '</section>'
 
+def _suspects(e, n):
+    told = e.metrics.get('suspects', {})
+    by_id = {r.record.id: r for r in e.rows}
+    rows = [by_id[s['image_id']] for s in told.get('list', ())[:n]]
+    if not rows: return ''
+    more = f' <span class="small">{len(rows)} of {told["suspects"]} shown, the most confident first</span>' if told['suspects'] > len(rows) else ''
+    return (f'<section class="gallery"><h2>Are these labels right?{more}</h2><p class="note">The score contradicts the label with confidence: the model is mistaken, or whoever labelled was. '
+        f'It takes a look to tell.</p><div class="grid shots">{"".join(_shot(e, r) for r in rows)}</div></section>')
+
 # %% ../../nbs/07_evaluation/40_report.ipynb #c3e3a5a2
 def _curves(e):
     tables, t = curve_tables(e), e.context.get('threshold')
@@ -323,7 +337,26 @@ def _curves(e):
         'ROC. The dashed line is a coin.'))
     if tables['pr'][1]: figures.append((line_chart([('', _BLUE, [0, *col('pr', 0)], [col('pr', 1)[0], *col('pr', 1)])], x='recall: share of defects caught', y='precision'),
         'Precision: of the photographs suspected, the share that is really defective.'))
+    found = e.metrics.get('pod', {})
+    if found.get('curve'):
+        widest, col = 1.1*max(x['size'] for x in found['sizes']), lambda k: [c[k] for c in found['curve']]
+        figures.append((line_chart([('found', _BLUE, col('size'), col('p')), ('95 % sure', _GREY, col('sure'), col('p'))], x='largest extent of the defect [px]', y='probability of detection',
+            x_range=(0., widest), mark=None if found['a90'] is None else (found['a90'], f"a90 {found['a90']:.3g} px")), f"How large a defect must be to be found: {_h(found['text'])}. Logistic curve; each part weighs as one photograph."))
     return '<h2>Curves</h2><div class="grid charts">' + ''.join(f'<figure class="card">{svg}<figcaption>{text}</figcaption></figure>' for svg, text in figures) + '</div>'
+
+def _slices(e):
+    table = e.metrics.get('slices', {}).get('table', ())
+    if not table: return ''
+    def cell(s, what, colour):
+        r = s[what]
+        if not r['of']: return '<td></td>'
+        return f'<td style="background:rgba({colour},{.6*r["rate"]:.2f})">{r["count"]} of {r["of"]}{" <b>worse</b>" if what in s["worse"] else ""}</td>'
+    body = ''.join(f'<tr><td>{_h(s["by"])}</td><th>{_h(s["slice"].partition(": ")[2] or s["slice"])}</th><td>{s["images"]}</td>{cell(s, "escape", "180,65,60")}{cell(s, "overkill", "47,109,181")}</tr>' for s in table)
+    n = e.metrics['slices']['flagged']
+    return ('<h2>Where it is worse</h2><p class="note">Parts by class and size of their defects, exposure and lot. ' + (f'{n} of {len(table)} slices differ' if n != 1 else f'One of {len(table)} slices differs') +
+        ' from the rest of their kind by more than chance would explain (Fisher’s exact test, 5 % after Holm’s correction). Small counts hide a lot: no mark is no proof.</p>'
+        '<div class="scroll wide"><table><thead><tr><th>by</th><th></th><th>photographs</th><th>defective parts passed</th><th>good parts stopped</th></tr></thead>'
+        f'<tbody>{body}</tbody></table></div>')
 
 def _confusion(e):
     pairs = curve_tables(e)['confusion'][1]
@@ -347,7 +380,7 @@ def _confusion(e):
     return ''.join(out) + '</tbody></table></div>'
 
 def _classes(e):
-    heads = dict(images='defective photographs', escaped='of them passed', defects='defects', found='found', f1='name F1', ap50='AP@0.5', ap50_95='AP@0.5:0.95', iou='mask IoU', dice='Dice', pixel_ap='pixel AP')
+    heads = dict(images='defective photographs', escaped='of them passed', defects='defects', found='found', f1='name F1', ap50='AP@0.5', ap50_95='AP@0.5:0.95', iou='mask IoU', dice='Dice', pixel_ap='pixel AP', aupro='AUPRO')
     table = e.metrics['classes']
     used = [k for k in heads if any(k in c for c in table.values())]
     if not used: return ''
@@ -364,6 +397,7 @@ def _facts(e):
     elif isinstance(t, (int, float)): facts.append(('operating point', f'threshold {t:.4f}'))
     if c.get('fingerprint'): facts.append(('data fingerprint', str(c['fingerprint'])))
     facts += [(f'{k} alone, AUROC', f'{v:.3f}') for k, v in sorted((c.get('shortcuts') or {}).items()) if isinstance(v, (int, float))]
+    facts += [(f'{kind} {k}', f'{v:.4g}') for kind in e.metrics if kind not in (*METRICS, 'classes', 'baseline', 'data') for k, v in e.metrics[kind].items() if isinstance(v, (int, float))] # of plug-ins
     body = ''.join(f'<tr><td>{_h(k)}</td><td>{_h(v)}</td></tr>' for k, v in facts)
     return f'<h2>All figures, and where they come from</h2><div class="scroll wide"><table class="words"><tbody>{body}</tbody></table></div>'
 
@@ -379,7 +413,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     title = _h(str(e.context.get('title', 'Inspection report')))
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
-        f'<style>{_STYLE}</style></head><body><main>{_header(e)}{_cautions(e)}{_gallery(e, gallery)}{_curves(e)}{_confusion(e)}{_classes(e)}{_facts(e)}</main></body></html>\n')
+        f'<style>{_STYLE}</style></head><body><main>{_header(e)}{_cautions(e)}{_gallery(e, gallery)}{_suspects(e, min(gallery//4, 6))}{_curves(e)}{_slices(e)}{_confusion(e)}{_classes(e)}{_facts(e)}</main></body></html>\n')
     path = folder/'report.html'
     path.write_text(page, encoding='utf-8')
     return path

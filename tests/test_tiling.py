@@ -107,6 +107,21 @@ def test_halves_under_a_seam_give_way_and_lend_their_score():
     assert found.boxes.tolist() == [[38, 10, 50, 22], [44, 40, 60, 50]]
     assert found.scores.tolist() == [np.float32(.8), np.float32(.7)]
 
+def test_a_trick_of_the_border_is_no_defect():
+    "A peak at a seam that the neighbour does not see, and one in the middle of a tile, which nobody else looks at"
+    def look(box, peak, score):
+        dense = np.zeros((16, 16), np.float32)
+        dense[box[1]//4:box[3]//4, box[0]//4:box[2]//4] = peak
+        row = np.array([box], np.float32)
+        return Findings(row, np.array([score], np.float32), np.ones(1, bool), np.ones((1, 1), np.float32), row, np.ones((1, 4, 4), np.float32), dense,
+            np.float32(score)), Placement(0, 1., 0, 0, 64, 64, 64, 64)
+    looks = [(Window(0, 0, 64, 64), *look((60, 8, 64, 12), .9, .9)), (Window(0, 40, 64, 64), *look((40, 20, 48, 28), .8, .7))]
+    found, _ = stitch(looks, 64, 104, overlap=24)
+    assert found.boxes.tolist() == [[80, 20, 88, 28], [60, 8, 64, 12]]
+    assert found.scores[0] == found.image_scores == np.float32(.7)
+    assert found.scores[1] < .1  # 2 px from the seam of one, 22 from the other's
+    assert found.defect_map[2, 15] == pytest.approx(.9*2/24, abs=.01)
+
 def test_maps_meet_without_a_step():
     "Each tile shows its part of one smooth picture; so does the joint map, whatever the offsets"
     wave = lambda y, x: .5 + .2*np.sin(x/40)[None] + .2*np.cos(y/30)[:, None]

@@ -95,8 +95,19 @@ def _blend(total, loudness, dense, place, window, h, w, overlap):
     voice = (down[:, None]*across).astype(np.float32)
     total[rows, cols] += here*voice
     loudness[rows, cols] += voice
+    return here, rows, cols
+
+def _cells(boxes, rows, cols):
+    "Which cells of the joint map each of `boxes` [N, 4] touches, among those that its tile speaks of; at least one"
+    first, last = np.array([cols.start, rows.start]), np.array([cols.stop, rows.stop])
+    low = np.floor(boxes[:, :2]/_MAP).astype(int).clip(first, last - 1)
+    return np.concatenate([low, np.maximum(np.ceil(boxes[:, 2:]/_MAP).astype(int).clip(first, last), low + 1)], 1)
+
+def _peaks(dense, cells, left=0, top=0): return np.array([dense[y0-top:y1-top, x0-left:x1-left].max() for x0, y0, x1, y1 in cells], np.float32)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #0cdeb83b
+_SPREAD = ('boxes', 'scores', 'valid', 'label_scores', 'crop_boxes', 'masks', 'defect_map') # of a photograph's findings; the rest is one figure each, of which the highest counts
+
 def stitch(
     looks:Iterable[tuple[Window, Findings, Placement]], # What each tile showed, without batch axis
     h:int, # Height of the photograph [px]
@@ -107,19 +118,24 @@ def stitch(
 ) -> tuple[Findings, Placement]: # Of the photograph: the canvas is the photograph itself
     "Findings of tiles as those of the whole: every row valid, best first"
     total, loudness = np.zeros((2, -(-h//_MAP), -(-w//_MAP)), np.float32)
-    rows, windows, others = [], [], []
+    rows, windows, cells, peaks, alone = [], [], [], [], []
     for window, found, place in looks:
         rows.append(_placed(found, place, window, h, w))
         windows.append((window.left, window.top, window.left + window.width, window.top + window.height))
-        _blend(total, loudness, found.defect_map, place, window, h, w, overlap)
-        others.append(found._replace(boxes=None, scores=None, valid=None, label_scores=None, crop_boxes=None, masks=None, defect_map=None))
-    tile = np.repeat(np.arange(len(rows)), [len(r[0]) for r in rows])
+        here, down, across = _blend(total, loudness, found.defect_map, place, window, h, w, overlap)
+        cells.append(_cells(np.array([*rows[-1][0], windows[-1]], np.float32), down, across))
+        peaks.append(_peaks(here, cells[-1], across.start, down.start))
+        alone.append({k: getattr(found, k) for k in found._fields if k not in _SPREAD and getattr(found, k) is not None})
+    joint, tile = total/loudness, np.repeat(np.arange(len(rows)), [len(r[0]) for r in rows])
+    agreed = [np.minimum(1, _peaks(joint, c)/np.where(p > 0, p, np.inf)) + (p <= 0) for c, p in zip(cells, peaks)]  # of each box, and last the whole tile
     boxes, scores, labels, squares, masks, cut = (np.concatenate(a) for a in zip(*rows))
+    scores = (scores*np.concatenate([a[:-1] for a in agreed])).astype(np.float32)
     keep, scores = _distinct(boxes, scores, cut, tile, np.array(windows, np.float32), iou)
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind='stable')]
     boxes, scores, labels, squares, masks, cut, tile = (a[order] for a in (boxes, scores, labels, squares, masks, cut, tile))
-    surest = {k: max(getattr(o, k) for o in others) for k in Findings._fields if getattr(others[0], k) is not None}
-    whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares, masks, total/loudness, **surest)
+    surest = {k: max(a[k] for a in alone) for k in alone[0]}
+    surest['image_scores'] = np.float32(max(a['image_scores']*agree[-1] for a, agree in zip(alone, agreed)))
+    whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares, masks, joint, **surest)
     return whole, Placement(place.bucket, 1., 0, 0, h, w, h, w)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #385828ca

@@ -68,7 +68,7 @@ ALL = list(T.STAGES)
 
 @pytest.mark.parametrize('assignments, first', [
     (['decision.review_margin=0.2'], 'calibrate'), (['decision.threshold.kind=fixed'], 'calibrate'), (['evaluate.golden=2'], 'calibrate'),
-    (['evaluate.gallery=2'], 'evaluate'), (['split.seed_offset=1'], 'split'), (['data.n_parts=15'], 'ingest'), (['seed=1'], 'ingest'),
+    (['decision.review_overkill=0.1'], 'calibrate'), (['anomaly.shrinkage=0.2'], 'anomaly'), (['anomaly.kind=none'], 'anomaly'), (['evaluate.gallery=2'], 'evaluate'), (['split.seed_offset=1'], 'split'), (['data.n_parts=15'], 'ingest'), (['seed=1'], 'ingest'),
     (['image.buckets=[[96, 96]]'], 'train@detector')])
 def test_a_change_reruns_what_follows_and_no_more(assignments, first):
     assert stale(*assignments) == ALL[ALL.index(first):]
@@ -111,6 +111,9 @@ def line(tmp_path, monkeypatch, ingested):
     trainers = type(sys)('sads_jax.training.trainers')
     trainers.train_task = fake_train
     monkeypatch.setitem(sys.modules, 'sads_jax.training.trainers', trainers)
+    good = type(sys)('sads_jax.training.anomaly')
+    good.train_anomaly = lambda data, split, params, detector, out, **_: (out/'model.json').write_text('{}')
+    monkeypatch.setitem(sys.modules, 'sads_jax.training.anomaly', good)
     def load(folder): return {t: (None, {}, json.loads((Path(folder)/t/'model.json').read_text())) for t in T.TASKS}
     monkeypatch.setattr(T, 'load_models', load)
     monkeypatch.setattr(T, 'build_cascade', lambda models, params, categories: dark.cascade(categories))
@@ -138,7 +141,7 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     assert any(k.startswith('images/') for k in entry.metrics)
     assert (o.registry.get()/'metrics.json').exists() and not (o.bundle/'metrics.json').exists()
     reports = {p.name for p in (tmp_path/'work/reports').iterdir()}
-    assert reports == {'metrics.json', 'report.html', 'plots', 'predictions.jsonl', 'registered.json'}
+    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'registered.json'}
     assert dict(o.figures())['images'].startswith(str(info.data['splits']['test']))
     assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.bundle/'params.yaml').read_text()
     assert o.run() == []
@@ -240,8 +243,8 @@ def test_the_job_script_is_sads_run():
 
 STUB = '''#!{python}
 import sys, pathlib
-outs = {{'ingest': ['data/dataset/a'], 'split': ['data/split/a'], 'calibrate': ['bundle/a'], 'register': ['reports/registered.json'],
-    'evaluate': ['reports/plots/a', 'reports/predictions.jsonl', 'reports/report.html', 'reports/metrics.json']}}
+outs = {{'ingest': ['data/dataset/a'], 'split': ['data/split/a'], 'anomaly': ['models/anomaly/a'], 'calibrate': ['bundle/a'], 'register': ['reports/registered.json'],
+    'evaluate': ['reports/plots/a', 'reports/predictions.jsonl', 'reports/report.html', 'reports/explorer.html', 'reports/metrics.json']}}
 name = sys.argv[2]
 with open({log!r}, 'a') as f: f.write(' '.join(sys.argv[2:]) + '\\n')
 import hashlib
@@ -270,7 +273,8 @@ def test_dvc_reruns_from_calibrate_when_a_decision_changes(tmp_path):
         assert done.returncode == 0, done.stderr
         return log.read_text().splitlines()
     first = repro()
-    assert first[:2] == ['ingest', 'split'] and sorted(first[2:5]) == [f'train --task {t}' for t in sorted(T.TASKS)] and first[5:] == ['calibrate', 'evaluate', 'register']
+    assert first[:2] == ['ingest', 'split'] and sorted(first[2:6]) == ['anomaly', *(f'train --task {t}' for t in sorted(T.TASKS))] and first[6:] == ['calibrate', 'evaluate', 'register']
+    assert first.index('train --task detector') < first.index('anomaly')
     cache = work/'sads_jax'/'ops'/'__pycache__'
     cache.mkdir()
     (cache/'nms.pyc').write_bytes(b'1')  # no reason to train again

@@ -123,7 +123,7 @@ def _root(version:Annotated[bool, typer.Option('--version', help='Print the vers
         raise typer.Exit
 
 # %% ../../nbs/12_cli/10_main.ipynb #2802fb52
-_TASKS, _STAGES = ('detector', 'classifier', 'segmenter'), ('ingest', 'split', 'train', 'calibrate', 'evaluate', 'register')
+_TASKS, _STAGES = ('detector', 'classifier', 'segmenter'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
 
 def _orchestrator(params, set_, settings, workdir):
     from sads_jax.orchestrators.training import CVTrainingOrchestrator
@@ -142,10 +142,11 @@ def split(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SE
 
 @app.command(epilog=_epilog('sads train', 'sads train --task detector -S detector.trainer.steps=200'))
 def train(task:_Task=None, set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "Train the models. Writes models/; continues where a killed run stopped."
+    "Train the models. Writes models/; continues where a killed run stopped. Without --task it also learns what good parts look like."
     tasks = _tasks(task)
     o = _orchestrator(params, set_, settings, workdir)
     for t in tasks: o.train(t)
+    if task is None: o.anomaly()
 
 def _tasks(task):
     if task is not None and task not in _TASKS: raise typer.BadParameter(f"{task!r} is not one of {', '.join(_TASKS)}", param_hint='--task')
@@ -162,7 +163,7 @@ def _show_figures(figures, reports):
 @app.command(epilog=_epilog('sads evaluate                                  this folder: bundle/ on its test split, into reports/', 'sads evaluate --bundle DIR --workdir check -S data.kind=magnetic_tile -S data.root=DIR',
                             'sads evaluate --model sads@champion -S data.kind=coco -S data.root=DIR      into judged/'))
 def evaluate(bundle:_Bundle=None, model:_Model=None, set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "Measure how good a model is. metrics.json, plots and report.html: escapes, overkill, AUROC, mAP, masks, with the counts."
+    "Measure how good a model is. metrics.json, plots, report.html and explorer.html: escapes, overkill, AUROC, mAP, masks, with the counts."
     if bundle is None and model is None:
         o, reports = _orchestrator(params, set_, settings, workdir), workdir/'reports'
         o.evaluate()

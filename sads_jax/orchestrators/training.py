@@ -1,4 +1,4 @@
-"""Six stages, each one method; DVC, the command line, a notebook and a scheduler call the same ones
+"""Seven stages, each one method; DVC, the command line, a notebook and a scheduler call the same ones
 
 Docs: https://sads-jax.github.io/sads_jax/11_orchestrators/training.html.md"""
 
@@ -37,12 +37,14 @@ def _stages():
         Stage('ingest', ('seed', 'data'), (*_SEEN, 'data/connectors.py', 'data/synthetic.py'), (), (), ('data/dataset',)),
         Stage('split', ('seed', 'split'), ('data/images.py', 'data/splits.py'), ('ingest',), ('data/dataset',), ('data/split',)),
         *trains,
-        Stage('calibrate', ('seed', 'data', 'split', 'image', *TASKS, 'decision', 'evaluate.golden'),
+        Stage('anomaly', ('image', 'anomaly'), (*_SEEN, 'data/dataset.py', 'inference/adapters.py', 'models', 'training/anomaly.py'),
+            ('ingest', 'split', 'train@detector'), (*split, 'models/detector'), ('models/anomaly',)),
+        Stage('calibrate', ('seed', 'data', 'split', 'image', *TASKS, 'anomaly', 'decision', 'evaluate.golden'),
             (*_SEEN, *_CASCADE, 'models', 'registry/bundle.py', 'evaluation/operating.py'),
-            ('ingest', 'split', *(s.name for s in trains)), (*split, *models), ('bundle',)),
+            ('ingest', 'split', *(s.name for s in trains), 'anomaly'), (*split, *models, 'models/anomaly'), ('bundle',)),
         Stage('evaluate', ('evaluate',), (*_SEEN, *_CASCADE, 'data/splits.py', 'models', 'evaluation', 'registry/bundle.py'),
             ('ingest', 'split', 'train@classifier', 'calibrate'), (*split, 'models/classifier', 'bundle'),
-            ('reports/metrics.json', 'reports/report.html', 'reports/plots', 'reports/predictions.jsonl')),
+            ('reports/metrics.json', 'reports/report.html', 'reports/explorer.html', 'reports/plots', 'reports/predictions.jsonl')),
         Stage('register', (), ('registry',), ('calibrate', 'evaluate'), ('bundle', 'reports/metrics.json'), ('reports/registered.json',)))}
 
 STAGES = MappingProxyType(_stages())
@@ -50,25 +52,28 @@ STAGES = MappingProxyType(_stages())
 # %% ../../nbs/11_orchestrators/20_training.ipynb #5f60e350
 def load_models(
     folder:str|Path, # Holds one folder a task
-) -> dict[str, tuple]: # task -> (apply, flat params, model.json)
-    "The three trained models; `BundleError` naming what is missing"
+) -> dict[str, tuple]: # task -> (apply, flat params, model.json); that of the detector also gives the features
+    "The three trained models and the one of good parts; `BundleError` naming what is missing"
     from sads_jax.models.store import load_model
-    return {t: load_model(Path(folder)/t) for t in TASKS}
+    return {t: load_model(Path(folder)/t, (lambda m, x: m.look(x)) if t == 'detector' else None) for t in (*TASKS, 'anomaly')}
 
 def build_cascade(
     models:dict[str, tuple], # From `load_models`
     params:Params,
     categories:Iterable[str], # Defect classes, in the order of the classifier's outputs
 ): # SADSInferenceOrchestrator
-    "The cascade of three models, to be jitted or exported"
+    "The cascade of all models, to be jitted or exported"
     from sads_jax.domains.surface.orchestrator import SADSInferenceOrchestrator
-    from sads_jax.inference.adapters import OutputAdapterFactory, bind, flip_averaged
+    from sads_jax.inference.adapters import OutputAdapterFactory, bind, flip_averaged, photographed
     d, c, s = params.detector, models['classifier'][2], models['segmenter'][2]
     regions = OutputAdapterFactory({'kind': 'regions', 'k': d.max_detections, 'iou': d.nms_iou, 'floor': d.score_floor})
-    return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips), regions, 'detector', show=True), bind_classifier(models['classifier'][0]),
+    found = lambda logits, features, images: (*regions(logits, images), features)
+    anomaly = bind(models['anomaly'][0], lambda distance: distance, 'anomaly', inputs=lambda images, features: (features, photographed(images)))
+    return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips), found, 'detector', show=True), bind_classifier(models['classifier'][0]),
         bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter'), tuple(categories),
         classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
-        segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=d.nms_iou)
+        segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=d.nms_iou,
+        anomaly=anomaly if models['anomaly'][2]['build']['channels'] else None)
 
 def bind_classifier(
     apply, # Of the classifier: (params, crops, geometry) -> logits
@@ -81,8 +86,8 @@ def bind_classifier(
 def joint_weights(
     models:dict[str, tuple], # From `load_models`
 ) -> dict[str, Any]: # 'detector/…' -> array
-    "The weights of all three in one flat dictionary"
-    return {f'{t}/{k}': v for t in TASKS for k, v in models[t][1].items()}
+    "All weights in one flat dictionary"
+    return {f'{t}/{k}': v for t, (_, weights, _) in models.items() for k, v in weights.items() if v.size}
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #e72d438f
 def pick_golden(
@@ -189,11 +194,20 @@ class CVTrainingOrchestrator:
             with self._tracker(stage.name, pick(self.params, stage.params), fingerprint) as run: log_history(run, out/'history.csv')
             for old in checkpoints.parent.glob(f'{task}-*'): shutil.rmtree(old)
 
+    def anomaly(self) -> None:
+        "Learn what good training parts look like to the trained detector"
+        from sads_jax.inference.adapters import photographed
+        from sads_jax.training.anomaly import train_anomaly
+        with self._stage('anomaly'):
+            n = train_anomaly(self.data(), self.split_ids(), self.params, self.path('models', 'detector'), self._fresh('models/anomaly'), inside=photographed, progress=self.progress)
+            self.progress.say(f'anomaly: learnt from {n} good photographs' if n else 'anomaly: nothing learnt' +
+                (': there are no good photographs' if self.params.anomaly.kind != 'none' else '') + '; reports will have no anomaly score')
+
     def calibrate(self) -> None:
-        "Join the three models into one program, write the bundle, and let it find its threshold on the calibration split"
+        "Join the models into one program, write the bundle, and let it find its threshold on the calibration split"
         from sads_jax.data.splits import read_fingerprint
         from sads_jax.domains.surface.rules import check_decision, rules_version
-        from sads_jax.evaluation.operating import choose_threshold
+        from sads_jax.evaluation.operating import choose_limit, choose_threshold
         from sads_jax.inference.export import export_program
         from sads_jax.registry.bundle import load_pipeline, set_threshold, write_bundle, write_golden
         with self._stage('calibrate'):
@@ -206,16 +220,19 @@ class CVTrainingOrchestrator:
             cascade, weights = build_cascade(models, self.params, data.categories), joint_weights(models)
             buckets = [tuple(b) for b in self.params.image.buckets]
             programs = {b: export_program(cascade, weights, b) for b in self.progress.track(buckets, 'export programs', len(buckets))}
-            write_bundle(self.bundle, weights=weights, programs=programs, labels=data.categories, threshold=.5, rules_version=rules_version(self.params.decision),
+            write_bundle(self.bundle, weights=weights, programs=programs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})
             records = [data.by_id[i] for i in split['calibration'] if data.by_id[i].defective is not None]
             if not records: raise DataError('no labelled photographs', where='the calibration split', remedy='Enlarge split.calibration')
             # the very classes, the very program that will serve
             pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
-            scores = [r.image_score for r in self._reports(pipeline, [data.path(r) for r in records], 'calibrate')]
-            threshold, chosen = choose_threshold(self.params.decision.threshold, scores, [bool(r.defective) for r in records])
-            version = set_threshold(self.bundle, threshold, chosen)
+            reports, spec = self._reports(pipeline, [data.path(r) for r in records], 'calibrate'), self.params.decision
+            threshold, chosen = choose_threshold(spec.threshold, [r.image_score for r in reports], [bool(r.defective) for r in records])
+            good = [(a.anomaly_score, r.part_id, a.image_score < round(threshold - spec.review_margin, 6)) for a, r in zip(reports, records)
+                if not r.defective and a.anomaly_score is not None]
+            limit, why = choose_limit(spec.review_overkill, *zip(*good)) if good else (None, None)
+            version = set_threshold(self.bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit)
             if self.params.evaluate.golden:
                 pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
                 version = write_golden(self.bundle, pipeline, [data.path(r) for r in pick_golden(records, self.params.evaluate.golden)])
@@ -296,7 +313,7 @@ class CVTrainingOrchestrator:
         self,
         bundle:str|Path, # Never changed
         data_spec:DataSpec, # Any data, with any classes
-        out:str|Path, # Gets metrics.json, report.html, plots, predictions.jsonl
+        out:str|Path, # Gets metrics.json, report.html, explorer.html, plots, predictions.jsonl
     ):
         "Judge a bundle on all photographs of data it may never have seen; classes are matched by name. Gives the Evaluation"
         from sads_jax.data import splits
@@ -366,6 +383,7 @@ class CVTrainingOrchestrator:
     def _judge(self, bundle, data, ids, out, *, what, context, train_ids=(), classify_boxes=None):
         "Evaluate a bundle and write the report"
         from sads_jax.evaluation.evaluate import METRICS, EvaluationOrchestrator, write_evaluation
+        from sads_jax.evaluation.explorer import write_explorer
         from sads_jax.evaluation.report import write_report
         from sads_jax.registry.bundle import load_pipeline, read_bundle
         spec = self.params.evaluate
@@ -373,9 +391,10 @@ class CVTrainingOrchestrator:
         judge = EvaluationOrchestrator(pipeline, (*METRICS, *spec.more_metrics), batch_size=spec.batch_size, classify_boxes=classify_boxes)
         found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision['chosen']},
             progress=lambda done, total: self.progress(what, done, total, {}))
-        for old in ('metrics.json', 'report.html', 'predictions.jsonl'): (out/old).unlink(missing_ok=True)
+        for old in ('metrics.json', 'report.html', 'explorer.html', 'predictions.jsonl'): (out/old).unlink(missing_ok=True)
         shutil.rmtree(out/'plots', ignore_errors=True)
         write_evaluation(found, out)
+        write_explorer(found, out)
         write_report(found, out, gallery=spec.gallery)
         self.progress.say(f'{what}: {out/"report.html"}')
         return found

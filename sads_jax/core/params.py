@@ -333,7 +333,8 @@ def override(
         *path, last = key.split('.')
         node = tree
         for step in path:
-            node = node.setdefault(step, {}) if isinstance(node, dict) else None
+            if isinstance(node, dict) and node.get(step) is None: node[step] = {}  # absent, or switched off
+            node = node[step] if isinstance(node, dict) else None
             if not isinstance(node, dict): raise ParamsError(f'{step!r} in {key!r} is not a section', where='-S', remedy='Set whole lists at once, in YAML')
         try: value = yaml.safe_load(value)
         except yaml.YAMLError as e: raise ParamsError(f'the value of {key!r} is not YAML: {value!r}', where='-S') from e

@@ -331,7 +331,7 @@ def operations(home, repeats):
 def num(v, digits=3): return "-" if v is None else f"{v:.{digits}f}" if digits else f"{v:.0f}"
 
 
-def ratio(a, b): return "-" if not a or not b else f"{a / b:.2f}x"
+def ratio(a, b): return "-" if a is None or b is None else f"{a / b:.2f}x" if b > .005 else "theirs is near 0"
 
 
 def table(heads, rows): return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *("| " + " | ".join(map(str, r)) + " |" for r in rows)]) + "\n"
@@ -353,8 +353,9 @@ def page(run, facts, r, steel):
     kind = run.data.categories
     defective = sum(bool(run.data.by_id[i].defective) for i in run.split["test"])
     out = [f"""Measured {datetime.date.today()} on {facts['cores']} cores ({facts['vectors']}), {facts['memory_gib']} GiB, Python {facts['python']}, code {facts['code']}; """
-           f"""load when the page was written {facts['load']:.1f}. {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. """
-           f"""Every figure of time is the median of {run.args.repeats} rounds in which the rivals took turns. Ratios are ours over theirs.""",
+           f"""1-minute load {facts['load']:.1f} when the page was written. {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. """
+           f"""Every figure of time is the median of {run.args.repeats} rounds in which the rivals took turns. Ratios are ours over theirs. All run in the same environment, """
+           f"""glibc's malloc told to keep what it has.""",
            f"""## Quality at equal minutes
 
 Data: {len(run.data)} photographs, {len(kind)} classes; the same part-grouped split for all; {len(run.split['test'])} test photographs, {defective} of them defective. Side of the input: ours """

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import yaml
 from fastcore import basics, docments
-from fastcore.nbio import read_nb, render_text
+from fastcore.nbio import mk_cell, new_nb, read_nb, render_text, write_nb
 from nbdev import processors
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
+
+RESULTS = 'results.ipynb'  # the page of benchmarks/RESULTS.md
 
 
 def cell_markdown(cell) -> str:
@@ -42,7 +44,7 @@ def sidebar(cfg) -> dict:
     folders = sorted({f.parent for f in files if f.parent.name}, key=lambda d: (d.name != 'tutorials', d))
     title = lambda folder: ' / '.join(re.sub(r'^\d+_', '', part) for part in folder.parts)
     sections = [{'section': title(d), 'contents': [page(f).as_posix() for f in files if f.parent == d]} for d in folders]
-    return {'website': {'sidebar': {'contents': ['index.ipynb', *sections]}}}
+    return {'website': {'sidebar': {'contents': ['index.ipynb', RESULTS, *sections]}}}
 
 def needed(cell) -> bool:
     "Whether a page's signatures need this cell to run: only what it exports. nbdev also runs cells that hold an import, and so half of their tests"
@@ -68,6 +70,7 @@ def stage(cfg):
     processors._do_eval, processors.exec_show_docs = needed, fresh_show_docs
     docments.signature = basics.signature = signature
     staged = proc_nbs(force=True, n_workers=0)  # in this process: it has the lines above, and imports JAX once
+    write_nb(new_nb([mk_cell((cfg.config_path/'benchmarks'/'RESULTS.md').read_text(), 'markdown')]), staged/RESULTS)
     for path in sorted(staged.rglob('*.ipynb')):
         path.write_text(re.sub(r'(?<=\]\()[^):"]+\.ipynb', lambda m: page(Path(m[0])).as_posix(), path.read_text()))  # links in prose
         path.rename(page(path))

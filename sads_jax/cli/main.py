@@ -21,6 +21,7 @@ import typer
 
 from .compare import COMPARE_EXAMPLES, compare
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
+from .qualify import qualify
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sads_jax.core.types import InspectionReport
 
 # %% ../../nbs/12_cli/10_main.ipynb #022eefc5
-_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'doctor')
+_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'doctor', 'qualify')
 _MALLOC = {'MALLOC_MMAP_THRESHOLD_': str(2**33), 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_TOP_PAD_': str(2**28)}
 
 def launch_environment(
@@ -400,6 +401,7 @@ def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to po
 
 # %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
 app.command('compare', epilog=COMPARE_EXAMPLES)(compare)
+app.add_typer(qualify, name='qualify')
 
 # %% ../../nbs/12_cli/10_main.ipynb #a1a5fcec
 def field_notes(

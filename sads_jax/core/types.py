@@ -38,6 +38,7 @@ class Findings(NamedTuple):
     masks: Any # float32 [B, K, M, M], probability of defect inside `crop_boxes`
     defect_map: Any # float32 [B, H/4, W/4], the detector's dense probability of defect
     image_scores: Any # float32 [B], 0..1: how sure the detector is that the part is defective
+    anomaly: Any = None # float32 [B], distance from the good parts that were learnt from; None where nothing was learnt of them
 
 # %% ../../nbs/00_core/00_types.ipynb #e25186e5
 class Verdict(StrEnum):
@@ -64,6 +65,8 @@ class Defect(_Record):
     length_px: float = Field(description='largest extent [px]')
     area_mm2: float|None = Field(None, description='[mm²]; absent where the recipe has no mm_per_px')
     length_mm: float|None = Field(None, description='[mm]; absent where the recipe has no mm_per_px')
+    contrast: float|None = Field(None, description='mean grey inside minus mean grey of the ring around, -1..1; negative is darker. Absent where nobody looked at the pixels')
+    zones: dict[str, float] = Field(default_factory=dict, description='area of it inside each zone of decision.zones [px²]')
     mask: RLE
 
 class Reason(_Record):
@@ -74,6 +77,7 @@ class Reason(_Record):
     measured: float|None = None
     limit: float|None = None
     unit: str|None = None
+    zone: str|None = Field(None, description='the zone that the rule watches; absent for the whole photograph')
     defect: int|None = Field(None, description='index into `defects`; absent for rules on the whole part')
 
 class InspectionReport(_Record):
@@ -82,6 +86,7 @@ class InspectionReport(_Record):
     reasons: list[Reason]
     defects: list[Defect]
     image_score: float = Field(description='how sure the detector is that the part is defective, 0..1')
+    anomaly_score: float|None = Field(None, description='how unlike the good parts of the training, 1 = the limit beyond which it goes to REVIEW; absent where the model has none')
     image_sha256: str = Field(description='of the bytes as they came')
     image_size: tuple[int, int] = Field(description='width, height [px]')
     model_version: str

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import beta
+from scipy.stats import t as student
 
 from ..core.errors import DataError
 from ..core.params import ThresholdSpec
@@ -107,22 +108,26 @@ def choose_threshold(
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #ce6a6fef
 def choose_limit(
-    max_share:float, # Of the good parts, how many may lie beyond it; decision.review_overkill of params.yaml
+    share:float, # Of good parts, how many may go to REVIEW; decision.review_overkill of params.yaml
     distances:Sequence[float], # [N], of good calibration images, from the good parts of the training
     parts:Sequence[str], # [N], part of each
     clean:Sequence[bool], # [N], whether the image would pass without this limit
-) -> tuple[float|None, dict[str, Any]]: # The limit, or None without good parts; limit, parts, beyond (a `rate`), expected and a sentence
-    "The least distance that at most `max_share` of the good parts exceed"
+) -> tuple[float|None, dict[str, Any]]: # The limit, or None where there are too few parts; limit, how, parts, beyond (a `rate`) and a sentence
+    "The distance that at most `share` of new good parts should exceed, and why"
     far = {p: 0. for p in parts}
     for d, p, ok in zip(distances, parts, clean, strict=True):
         if ok: far[p] = max(far[p], float(d))
-    n = len(far)
-    if not n: return None, dict(limit=None, parts=0, beyond=rate(0, 0), expected=None, text='No limit for anomalies: there are no good calibration parts.')
-    k, ranked = int(max_share*n + 1e-9), sorted(far.values(), reverse=True)
-    limit = ranked[min(k, n - 1)] or max(map(float, distances))  # if nothing would pass, nothing is reviewed for this
-    beyond, expected = sum(d > limit for d in ranked), (min(k, n - 1) + 1)/(n + 1)
-    text = f'Clean parts go to REVIEW beyond a distance of {limit:.4f} from good ones. So do {beyond} of {n} good calibration parts, and of new good parts at most {expected:.1%} on average.'
-    return limit, dict(limit=limit, parts=n, beyond=rate(beyond, n), expected=expected, text=text)
+    n, ranked = len(far), np.sort(list(far.values()))[::-1]
+    k, logs = int(share*(n + 1) + 1e-9) - 1, np.log(ranked[ranked > 0])
+    limit, how = None, 'none: there are too few good calibration parts that pass'
+    if k >= 0 and len(logs): limit, how = float(ranked[min(k, len(logs) - 1)]), 'by rank'
+    elif share > 0 and len(logs) > 1:
+        limit = float(np.exp(logs.mean() + student.ppf(1 - share, len(logs) - 1)*logs.std(ddof=1)*np.sqrt(1 + 1/len(logs))))
+        how = 'as a log-normal prediction, since so few parts cannot tell by rank'
+    beyond = rate(0 if limit is None else int((ranked > limit).sum()), n)
+    text = f'No limit for anomalies ({how}).' if limit is None else f'Clean parts go to REVIEW beyond a distance of {limit:.4f} from good ones, chosen so that ' + \
+        f'at most {share:.1%} of new good parts should ({how}). So do {beyond["count"]} of {n} good calibration parts.'
+    return limit, dict(limit=limit, how=how, parts=n, beyond=beyond, text=text)
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #b6f8d368
 def escape_overkill(

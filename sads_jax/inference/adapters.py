@@ -60,17 +60,20 @@ class DetectionAdapter:
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #e53581ab
 def flip_averaged(
-    apply:Callable, # (params, images [B, H, W, 3]) -> map logits [B, H/4, W/4]
+    apply:Callable, # (params, images [B, H, W, 3]) -> map logits [B, H/4, W/4]; or a tuple of them and more, batched likewise
     ways:int, # 1: as it is; 2: and mirrored left to right; 4: and upside down, and both
-) -> Callable: # The same signature
+) -> Callable: # The same signature; what came with the map is that of the image as it is
     "A detector that also looks at mirror images and averages the probabilities (test-time augmentation)"
     if ways == 1: return apply
     axes = [(), (2,), (1,), (1, 2)][:ways]
     def averaged(params, images):
-        maps = apply(params, jnp.concatenate([jnp.flip(images, a) for a in axes])).reshape(ways, *images.shape[:1], *[n//_MAP for n in images.shape[1:3]])
+        out = apply(params, jnp.concatenate([jnp.flip(images, a) for a in axes]))
+        maps, *more = out if isinstance(out, tuple) else (out,)
+        maps = maps.reshape(ways, *images.shape[:1], *[n//_MAP for n in images.shape[1:3]])
         p = sum(jax.nn.sigmoid(jnp.flip(m, a)) for m, a in zip(maps, axes))/ways
         p = jnp.clip(p, 1e-6, 1 - 1e-6)
-        return jnp.log(p) - jnp.log1p(-p)
+        logits = jnp.log(p) - jnp.log1p(-p)
+        return (logits, *jax.tree.map(lambda a: a[:len(images)], more)) if more else logits
     return averaged
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #5dc6b92a

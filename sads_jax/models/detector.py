@@ -94,7 +94,12 @@ class Detector(nnx.Module):
         "[B,H,W,3] -> maps at strides 4, 8, 16, 32; what a frozen backbone lets us keep"
         return self.backbone(images)
 
-    def __call__(self, images): return self.head(self.features(images))
+    def look(self, images):
+        "The map, and the features it was made of, for whoever can use them too"
+        features = self.features(images)
+        return self.head(features), features
+
+    def __call__(self, images): return self.look(images)[0]
 
 # %% ../../nbs/03_models/30_detector.ipynb #09d3fcda
 def is_frozen(

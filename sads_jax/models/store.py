@@ -18,13 +18,14 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from ..core.errors import BundleError
+from .anomaly import Anomaly
 from .backbone import pure, to_flat
 from .classifier import Classifier
 from .detector import Detector
 from .segmenter import Segmenter
 
 # %% ../../nbs/03_models/60_store.ipynb #54bafbe7
-MODELS = {'detector': Detector, 'classifier': Classifier, 'segmenter': Segmenter}
+MODELS = {'detector': Detector, 'classifier': Classifier, 'segmenter': Segmenter, 'anomaly': Anomaly}
 
 def save_model(
     folder:Path,
@@ -48,6 +49,7 @@ def save_model(
 
 def load_model(
     folder:Path,
+    call=None, # What `apply` is to compute: (module, *inputs) -> outputs; by default the module itself
 ): # apply(params, *inputs), flat params, model.json as a dict
     "Read a trained model; `BundleError` where a file is missing or its weights are of another model"
     folder = Path(folder)
@@ -59,4 +61,4 @@ def load_model(
     if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in wanted.items()}:
         odd = sorted(set(params) ^ set(wanted)) or [k for k in wanted if params[k].shape != wanted[k].shape]
         raise BundleError(f'the weights do not fit the model: {odd[0]}', where=folder/'model.safetensors', remedy='Train it again')
-    return pure(model), params, config
+    return pure(model, call) if call else pure(model), params, config

@@ -121,6 +121,7 @@ def _card(labels, decision, data, params, code):
         f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded"
             + (f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at {params.image.tile.scale:g} of their resolution' if params.image.tile else ''),
         f"- {chosen.get('text') or 'Threshold ' + format(decision['threshold'], '.4f')}",
+        *([f"- {chosen['anomaly']['text']}"] if 'anomaly' in chosen else []),
         f"- Rules `{decision['rules_version']}`: {', '.join(r.name for r in spec.rules) or 'none'}; "
             + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
         f"- Trainers: detector {params.detector.trainer.kind}, classifier {params.classifier.trainer.kind}, segmenter {params.segmenter.trainer.kind}; seed {params.seed}",
@@ -133,7 +134,7 @@ def _card(labels, decision, data, params, code):
 def write_bundle(
     folder:str|Path, # Replaced if it exists
     *,
-    weights:Mapping[str, Any], # 'detector/…' -> float32 array, all three models
+    weights:Mapping[str, Any], # 'detector/…' -> float32 array, all models
     programs:Mapping[tuple[int, int], bytes], # Height, width [px] of each bucket -> what `export_program` gave
     labels:Iterable[str], # Defect classes in the order of the classifier's outputs
     threshold:float, # On image scores, 0..1
@@ -143,6 +144,7 @@ def write_bundle(
     code:Mapping[str, Any], # package (release), source (hash of the code)
     chosen:Mapping[str, Any]|None=None, # How the threshold was chosen
     batch_sizes:Iterable[int]=(1, 8, 32), # That the predictor may compile
+    anomaly_limit:float|None=None, # Distance from good parts beyond which a clean part goes to REVIEW
 ) -> str: # Version
     "Write and seal a bundle without golden set; `BundleError` if a bucket has no program"
     from sads_jax.inference.export import save_weights
@@ -151,7 +153,7 @@ def write_bundle(
     if folder.exists(): shutil.rmtree(folder)
     (folder/'programs').mkdir(parents=True)
     params = portable_params(params)
-    decision = _decision(threshold, rules_version, params.decision, chosen)
+    decision = _decision(threshold, rules_version, params.decision, chosen, anomaly_limit)
     save_weights(folder/'weights.safetensors', weights)
     for h, w in buckets: (folder/'programs'/f'{h}x{w}.jaxexport').write_bytes(programs[h, w])
     for name, tree in {'labels': labels, 'decision': decision, 'data': dict(data), 'code': dict(code),
@@ -161,21 +163,22 @@ def write_bundle(
     (folder/'card.md').write_text(_card(labels, decision, data, params, code))
     return seal_bundle(folder)
 
-def _decision(threshold, rules_version, spec, chosen):
-    return {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec.model_dump(mode='json'), 'chosen': dict(chosen or {})}
+def _decision(threshold, rules_version, spec, chosen, anomaly_limit):
+    return {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec.model_dump(mode='json'), 'chosen': dict(chosen or {}), 'anomaly_limit': anomaly_limit}
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e5f1347b
 def set_threshold(
     folder:str|Path,
     threshold:float, # On image scores, 0..1
     chosen:Mapping[str, Any], # As `choose_threshold` explains it
+    anomaly_limit:float|None=None, # As `choose_limit` gave it
 ) -> str: # The new version
     "Change a verified bundle's threshold and seal it again; the golden set, which no longer holds, goes"
     folder = Path(folder)
     verify_bundle(folder)
     info = read_bundle(folder)
     old = info.decision
-    decision = _decision(threshold, old['rules_version'], DecisionSpec(**old['spec']), chosen)
+    decision = _decision(threshold, old['rules_version'], DecisionSpec(**old['spec']), chosen, anomaly_limit)
     shutil.rmtree(folder/'golden', ignore_errors=True)
     for name in _ATTACHED: (folder/name).unlink(missing_ok=True)
     (folder/'decision.json').write_text(_dumps(decision))
@@ -285,7 +288,7 @@ def load_pipeline(
     programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
     predictor = CVPredictor(programs, load_weights(folder/'weights.safetensors'), buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
     if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
-    decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'])
+    decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'))
     return SADSPipeline(predictor, decide, model_version=version, rules_version=info.decision['rules_version'],
         station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels)
 

@@ -80,7 +80,7 @@ def sure(
 @dataclass(frozen=True)
 class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
-    detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1
+    detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1, and for `anomaly` the features they came from
     classify:Callable # (params, crops float32 [C, S, S, 3] in 0..1, boxes [C, 4] canvas px, (H, W) of the canvas) -> [C, L], probabilities
     segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
@@ -93,6 +93,7 @@ class SADSInferenceOrchestrator:
     nms_iou:float = .5 # Fitted boxes overlapping a better one by more are dropped
     chunk:int = 4 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
+    anomaly:Callable|None = None # (params, float32 [1, H, W, 3] in 0..1, features as `detect` gave them) -> float32 [1], distance from good parts
 
     def __call__(
         self,
@@ -100,7 +101,7 @@ class SADSInferenceOrchestrator:
         images, # uint8 [B, H, W, 3]
     ) -> Findings:
         "The whole cascade; rows that are not `valid` are zero"
-        found, dense, scores = self._detections(params, images)
+        found, dense, scores, strange = self._detections(params, images)
         n_images, k = found.valid.shape
         flat = found.boxes.reshape(n_images*k, 4)
         squares = jnp.where(found.valid.reshape(-1, 1), square_context(flat, self.segmenter_context, self.segmenter_least), 0)
@@ -108,16 +109,17 @@ class SADSInferenceOrchestrator:
         fitted = jnp.where(found.valid.reshape(-1, 1), fit_boxes(flat, squares, masks), 0)
         rows = Findings(fitted, found.scores.reshape(-1), found.valid.reshape(-1), labels, squares, masks, None, None)
         rows = jax.tree.map(lambda a: a.reshape(n_images, k, *a.shape[1:]), rows)
-        return _distinct(rows, self.nms_iou)._replace(defect_map=dense, image_scores=scores)
+        return _distinct(rows, self.nms_iou)._replace(defect_map=dense, image_scores=scores, anomaly=strange)
 
     def _detections(self, params, images):
-        "Detector and image score of each image, alone"
+        "Detector, image score and anomaly of each image, alone"
         def one(image):
-            found, dense = self.detect(params, _floats(image))
+            found, dense, *seen = self.detect(params, _floats(image))
+            strange = self.anomaly(params, _floats(image), *seen)[0] if self.anomaly else None
             found, dense = jax.tree.map(lambda a: a[0], (found, dense))
             boxes, scores = jnp.where(found.valid[:,None], found.boxes, 0), jnp.where(found.valid, found.scores, 0)
             found = Detections(boxes, scores, found.valid)
-            return found, dense, jnp.float32(self.image_score(dense, found))
+            return found, dense, jnp.float32(self.image_score(dense, found)), strange
         load = lambda i: lax.dynamic_slice_in_dim(images, i, 1)
         store = lambda results, i, out: jax.tree.map(lambda r, o: lax.dynamic_update_index_in_dim(r, o.astype(r.dtype), i, 0), results, out)
         shapes = jax.eval_shape(one, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))

@@ -126,6 +126,7 @@ class SADSPostprocessor:
     decision: DecisionSpec
     threshold: float # Operating point of image scores, 0..1
     box_share: float = .5 # Boxes count from this share of the threshold
+    anomaly_limit: float|None = None # Distance from good parts beyond which a clean part goes to REVIEW; None: never
 
     def __post_init__(self): check_decision(self.decision, self.categories)
 
@@ -137,7 +138,7 @@ class SADSPostprocessor:
         "Measure and judge one image"
         score = round(float(findings.image_scores), 4)
         defects = self.defects(findings, placement) if score >= self.threshold else []
-        verdict, reasons = judge(defects, score, self._doubt(score, defects), self.decision)
+        verdict, reasons = judge(defects, score, self._doubt(score, defects) or self._unknown(score, findings), self.decision)
         return defects, verdict, reasons, score
 
     def defects(self, findings:Findings, placement:Placement) -> list[Defect]:
@@ -182,6 +183,17 @@ class SADSPostprocessor:
         if round(t - margin, 6) <= score < t:
             text = f'REVIEW: image score {_number(score)} is within {_number(margin)} below the threshold {_number(t)}'
             return Reason(rule='review_margin', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
+
+    def anomaly(self, findings:Findings) -> float|None:
+        "Distance of one image from good parts, as a share of the limit; None without a limit, or a model of good parts"
+        if findings.anomaly is None or self.anomaly_limit is None: return None
+        return round(float(findings.anomaly)/self.anomaly_limit, 4)
+
+    def _unknown(self, score, findings):
+        strange = self.anomaly(findings)
+        if strange is not None and strange > 1 and score < self.threshold:
+            text = f'REVIEW: no defect, but unlike any good part seen: anomaly {_number(strange)} > 1'
+            return Reason(rule='unknown', verdict=Verdict.REVIEW, text=text, measured=strange, limit=1.)
 
     def _patch(self, findings, i, box, p):
         "The mask of detection `i`: pieces that meet its box, or the box itself where there are none"

@@ -24,7 +24,7 @@ def compare(
     b:Annotated[Path, typer.Argument(metavar='REPORT_B', help='Another, on the same photographs.')],
     out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write all of it as JSON.')]=None,
 ):
-    "Two versions on the same photographs: which is better? McNemar on verdicts of parts, bootstrap by part on scores; lists the parts that change sides."
+    "Which of two versions is better. Paired tests on the same photographs: McNemar on verdicts of parts, bootstrap by part on scores; lists the parts that change sides."
     from sads_jax.evaluation.compare import compare_reports, comparison_text
     c, screen = compare_reports(a, b), console()
     screen.print(f"A  {a}  {c.models[0]}\nB  {b}  {c.models[1]}\n{c.images} photographs of {c.parts} parts judged by both" + ''.join(f'; {n} by {k} alone' for k, n in zip('AB', c.only) if n))

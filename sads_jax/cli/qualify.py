@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sads_jax.evaluation.qualification import Check
 
 # %% ../../nbs/12_cli/35_qualify.ipynb #a5a03e6d
-qualify = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='May this station judge parts? Golden samples, re-shots, people beside the model.')
+qualify = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Whether this station may judge parts today.')
 
 _BundleDir = Annotated[Path, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle.')]
 _Shots = Annotated[Path|None, typer.Option('--shots', metavar='CSV', help='Fresh photographs of golden parts instead of the stored ones: columns file, verdict.')]
@@ -81,7 +81,7 @@ def qualify_repeatability(report:_Reports=Path('reports'), part:_Part=None, unan
     'The CSV has the columns part, rater, verdict; the rater `truth` is what a part really is, and lines that repeat part and rater are further looks.'))
 def qualify_agreement(ratings:Annotated[Path, typer.Argument(metavar='CSV', help='Columns part, rater, verdict.')], report:Annotated[Path|None, typer.Option('--report', metavar='PATH', help='Adds the model as a rater.')]=None,
                       part:_Part=None, kappa:_Kappa=.75, out:_OutFile=None):
-    "Do people agree with the model, each other, themselves and the truth? Cohen's and Fleiss' kappa."
+    "Model and people against each other and the truth. Cohen's and Fleiss' kappa, and each with their own second look."
     finish([_agreement(ratings, report, part, kappa)], out, {'ratings': str(ratings)})
 
 @qualify.command('station', epilog=epilog('sads qualify station --bundle bundle --report reports --ratings ratings.csv --out line-3.pdf'))

@@ -18,6 +18,7 @@ from test_evaluation import Oracle
 from test_evaluation import data as eight_parts  # noqa: F401, a fixture
 
 from sads_jax.core.errors import DataError, UnknownKind
+from sads_jax.data.records import ImageRecord, annotate_mask
 from sads_jax.evaluation import compare, evaluate, intervals, localisation, metrics, pod, report, slices, suspects
 
 few = settings(max_examples=60, deadline=None)
@@ -255,3 +256,25 @@ def test_a_metric_of_a_third_party_is_found_by_its_entry_point_and_reaches_the_r
         assert 'brightest score' in report.write_report(found, tmp_path/'out').read_text()
     finally: metrics.MetricFactory.pop('brightest'); sys.modules.pop('brightest', None)
     with pytest.raises(UnknownKind, match="no kind 'darkest'"): evaluate.EvaluationOrchestrator(Oracle(data), ('darkest',)).run(data)
+
+
+# ---------------------------------------------------------------- slices, counted by hand
+
+def test_slices_by_hand():
+    "Six defective parts of growing size in two lots and exposures, three good ones; what is 'other' is added up"
+    m = slices.SlicesMetric(categories=('pit',), most=3)
+    def shot(part, bad, passed, lot, exposure, side=0):
+        mask = np.zeros((40, 40), bool)
+        mask[:side, :side] = True
+        record = ImageRecord(len(m.rows), 'x.png', 40, 40, part, lot, exposure, bad, ('pit',) if bad else (), annotate_mask(mask, 'pit') if bad else ())
+        m.update(metrics.Judged(record, SimpleNamespace(verdict='PASS' if passed else 'FAIL'), metrics.make_boxes([a.box for a in record.annotations]), None))
+    for i in range(6):
+        for e in ('e1', 'e2'): shot(f'bad{i}', True, i == 0 and e == 'e2', f'lot{i % 4}', e, 3*(i + 1))
+    for i in range(3): shot(f'good{i}', False, i > 0, 'lot0', 'e1')
+    table = {(s['by'], s['slice']): (s['images'], s['parts'], s['escape']['count'], s['escape']['of'], s['overkill']['count'], s['overkill']['of']) for s in m.result()['table']}
+    assert table[('exposure', 'e1')] == (9, 9, 0, 6, 1, 3) and table[('exposure', 'e2')] == (6, 6, 1, 6, 0, 0)
+    assert table[('lot', 'lot0')] == (7, 5, 1, 2, 1, 3) and table[('lot', 'lot1')] == (4, 2, 0, 2, 0, 0) and table[('lot', '2 others')] == (4, 2, 0, 2, 0, 0)
+    sizes = {k[1]: v for k, v in table.items() if k[0] == 'size'}
+    # sides of 3 to 18 px, diagonals of 4.24 to 25.46; a third of the way along the twelve: 8.49 + 2/3 of 4.24
+    assert list(sizes) == ['up to 11.3 px', '11.3 to 18.4 px', 'over 18.4 px'] and [v[:4] for v in sizes.values()] == [(4, 2, 1, 2), (4, 2, 0, 2), (4, 2, 0, 2)]
+    assert not any(k[0] == 'class' for k in table) # one class is no slice

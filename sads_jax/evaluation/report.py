@@ -352,10 +352,10 @@ def _slices(e):
         r = s[what]
         if not r['of']: return '<td></td>'
         return f'<td style="background:rgba({colour},{.6*r["rate"]:.2f})">{r["count"]} of {r["of"]}{" <b>worse</b>" if what in s["worse"] else ""}</td>'
-    body = ''.join(f'<tr><td>{_h(s["by"])}</td><th>{_h(s["slice"].partition(": ")[2] or s["slice"])}</th><td>{s["images"]}</td>{cell(s, "escape", "180,65,60")}{cell(s, "overkill", "47,109,181")}</tr>' for s in table)
+    body = ''.join(f'<tr><td>{_h(s["by"])}</td><th>{_h(s["slice"])}</th><td>{s["images"]}</td>{cell(s, "escape", "180,65,60")}{cell(s, "overkill", "47,109,181")}</tr>' for s in table)
     n = e.metrics['slices']['flagged']
-    return ('<h2>Where it is worse</h2><p class="note">Parts by class and size of their defects, exposure and lot. ' + (f'{n} of {len(table)} slices differ' if n != 1 else f'One of {len(table)} slices differs') +
-        ' from the rest of their kind by more than chance would explain (Fisher’s exact test, 5 % after Holm’s correction). Small counts hide a lot: no mark is no proof.</p>'
+    return ('<h2>Slice by slice</h2><p class="note">Parts by class and size of their defects, exposure and lot. ' + (f'{n} of {len(table)} slices are worse' if n > 1 else f'{"One" if n else "None"} of {len(table)} slices is worse') +
+        ' than the rest of their kind by more than chance would explain (Fisher’s exact test, 5 % after Holm’s correction). Small counts hide a lot: no mark is no proof.</p>'
         '<div class="scroll wide"><table><thead><tr><th>by</th><th></th><th>photographs</th><th>defective parts passed</th><th>good parts stopped</th></tr></thead>'
         f'<tbody>{body}</tbody></table></div>')
 

@@ -85,12 +85,12 @@ class SlicesMetric:
         for (f, what, _), p in zip(tests, holm([t[2] for t in tests])):
             if p < .05: f['worse'].append(what)
         worse = [f for f in table if f['worse']]
-        return dict(flagged=len(worse), text=', '.join(f"{f['by']} {f['slice'].partition(': ')[2] or f['slice']} ({' and '.join(f['worse'])})" for f in worse) or 'none', table=table)
+        return dict(flagged=len(worse), text=', '.join(f"{f['by']} {f['slice']} ({' and '.join(f['worse'])})" for f in worse) or 'none', table=table)
 
 def _slice(kind, name, rows):
     "Counts of one slice, by part"
     bad, good = {}, {}
     for r in rows: (bad if r['defective'] else good).setdefault(r['part'], []).append(r['passed'])
     good = {p: v for p, v in good.items() if p not in bad}
-    return dict(by=kind, slice=str(name), images=len(rows), parts=len(bad) + len(good), escape=rate(sum(any(v) for v in bad.values()), len(bad)),
+    return dict(by=kind, slice=name.partition(': ')[2] if kind == 'size' else str(name), images=len(rows), parts=len(bad) + len(good), escape=rate(sum(any(v) for v in bad.values()), len(bad)),
         overkill=rate(sum(not all(v) for v in good.values()), len(good)), worse=[])

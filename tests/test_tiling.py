@@ -122,6 +122,18 @@ def test_a_trick_of_the_border_is_no_defect():
     assert found.scores[1] < .1  # 2 px from the seam of one, 22 from the other's
     assert found.defect_map[2, 15] == pytest.approx(.9*2/24, abs=.01)
 
+def test_a_defect_does_not_lower_the_bar_for_the_rest_of_the_photograph():
+    "A speck at .6 counts beside a defect at .9 on its own tile, as on a photograph of its own; on a tile that is clean by itself it does not"
+    def look(box, score, image_score):
+        row = np.array([box], np.float32)
+        return Findings(row, np.array([score], np.float32), np.ones(1, bool), np.ones((1, 1), np.float32), row, np.ones((1, 4, 4), np.float32),
+            np.zeros((16, 16), np.float32), np.float32(image_score)), Placement(0, 1., 0, 0, 64, 64, 64, 64)
+    decide = SADSPostprocessor(('speck',), DecisionSpec(), .8)
+    for beside, count in (.9, 2), (.6, 1):
+        looks = [(Window(0, 0, 64, 64), *look((10, 8, 20, 18), .9, .9)), (Window(0, 64, 64, 64), *look((40, 20, 48, 28), .6, beside))]
+        defects, _, _, score = decide(*stitch(looks, 64, 128, overlap=24))
+        assert (len(defects), score) == (count, .9)
+
 def test_maps_meet_without_a_step():
     "Each tile shows its part of one smooth picture; so does the joint map, whatever the offsets"
     wave = lambda y, x: .5 + .2*np.sin(x/40)[None] + .2*np.cos(y/30)[:, None]

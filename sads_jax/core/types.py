@@ -39,6 +39,7 @@ class Findings(NamedTuple):
     defect_map: Any # float32 [B, H/4, W/4], the detector's dense probability of defect
     image_scores: Any # float32 [B], 0..1: how sure the detector is that the part is defective
     anomaly: Any = None # float32 [B], distance from the good parts that were learnt from; None where nothing was learnt of them
+    tile_scores: Any = None # float32 [B, K], image score of the tile that saw each row; None where a photograph was seen at once
 
 # %% ../../nbs/00_core/00_types.ipynb #e25186e5
 class Verdict(StrEnum):

@@ -145,6 +145,7 @@ class SADSPostprocessor:
         "Boxes that count as measured defects, whatever the image score"
         h, w = placement.original_height, placement.original_width
         rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= self.threshold*self.box_share]
+        if findings.tile_scores is not None: rows = [i for i in rows if round(float(findings.tile_scores[i]), 4) >= self.threshold]  # each tile is a photograph of its own
         boxes = to_original(np.asarray(findings.boxes)[rows], placement)
         patches = [self._patch(findings, i, box, placement) for i, box in zip(rows, boxes)]
         labels = [int(findings.label_scores[i].argmax()) for i in rows]

@@ -51,17 +51,17 @@ def _shared(box, boxes):
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     return sides.clip(0).prod(1)
 
-def _distinct(boxes, scores, cut, tile, windows, iou):
-    "Which rows stay, and their scores"
-    keep, scores, area = np.ones(len(boxes), bool), scores.copy(), (boxes[:, 2:] - boxes[:, :2]).prod(1)
+def _distinct(boxes, scores, sights, cut, tile, windows, iou):
+    "Which rows stay, their scores, and those of the tiles that saw them"
+    keep, scores, sights, area = np.ones(len(boxes), bool), scores.copy(), sights.copy(), (boxes[:, 2:] - boxes[:, :2]).prod(1)
     for i in np.lexsort((-scores, cut))[:(~cut).sum()]:
         if not keep[i]: continue
         common = _shared(boxes[i], boxes)
         same = np.where(cut, (common > .5*area) & (_shared(windows[tile[i]], boxes) > .9*area), common > iou*(area + area[i] - common))
         same &= keep & (tile != tile[i])
-        if same.any(): scores[i] = max(scores[i], scores[same].max())
+        if same.any(): scores[i], sights[i] = max(scores[i], scores[same].max()), max(sights[i], sights[same].max())
         keep &= ~same
-    return keep, scores
+    return keep, scores, sights
 
 def _one_name(boxes, scores, labels, cut, tile):
     "`labels` [N, L] with those of pieces that meet across a seam made equal"
@@ -130,11 +130,11 @@ def stitch(
     agreed = [np.minimum(1, _peaks(joint, c)/np.where(p > 0, p, np.inf)) + (p <= 0) for c, p in zip(cells, peaks)]  # of each box, and last the whole tile
     boxes, scores, labels, squares, masks, cut = (np.concatenate(a) for a in zip(*rows))
     scores = (scores*np.concatenate([a[:-1] for a in agreed])).astype(np.float32)
-    keep, scores = _distinct(boxes, scores, cut, tile, np.array(windows, np.float32), iou)
+    image_scores = np.array([a['image_scores']*agree[-1] for a, agree in zip(alone, agreed)], np.float32)
+    keep, scores, sights = _distinct(boxes, scores, image_scores[tile], cut, tile, np.array(windows, np.float32), iou)
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind='stable')]
-    boxes, scores, labels, squares, masks, cut, tile = (a[order] for a in (boxes, scores, labels, squares, masks, cut, tile))
-    surest = {k: max(a[k] for a in alone) for k in alone[0]}
-    surest['image_scores'] = np.float32(max(a['image_scores']*agree[-1] for a, agree in zip(alone, agreed)))
+    boxes, scores, sights, labels, squares, masks, cut, tile = (a[order] for a in (boxes, scores, sights, labels, squares, masks, cut, tile))
+    surest = {k: max(a[k] for a in alone) for k in alone[0]} | {'image_scores': image_scores.max(), 'tile_scores': sights}
     whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares, masks, joint, **surest)
     return whole, Placement(place.bucket, 1., 0, 0, h, w, h, w)
 

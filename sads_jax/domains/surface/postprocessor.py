@@ -163,18 +163,20 @@ class SADSPostprocessor:
         findings:Findings, # Of one image, numpy
         placement:Placement,
     ) -> np.ndarray: # float32 [H, W] of the original image, 0..1
-        "How likely each pixel is defect: the detector's map, and where a mask was made its probability times the box's score, whichever is more"
+        "How likely each pixel is defect: the detector's map; where crops were looked at, its average with mask probability times the box's score"
         p = placement
         dense = np.asarray(findings.defect_map, np.float32)
         canvas = p.height/p.original_height, p.width/p.original_width
         window = p.left/_MAP, p.top/_MAP, (p.left + p.width)/_MAP, (p.top + p.height)/_MAP
         out = np.array(Image.fromarray(dense).resize((p.original_width, p.original_height), Image.Resampling.BILINEAR, box=window))
+        fine, seen = np.zeros_like(out), np.zeros(out.shape, bool)
         for i in np.flatnonzero(findings.valid):
             box = _unclipped(findings.crop_boxes[i], p, canvas)
             top, left, mask = paste_patch(findings.masks[i], box, p.original_height, p.original_width)
-            view = out[top:top+mask.shape[0], left:left+mask.shape[1]]
-            np.maximum(view, mask*np.float32(findings.scores[i]), out=view)
-        return out
+            window = np.s_[top:top+mask.shape[0], left:left+mask.shape[1]]
+            fine[window] = np.maximum(fine[window], mask*np.float32(findings.scores[i]))
+            seen[window] = True
+        return np.where(seen, (out + fine)/2, out)
 
     def _doubt(self, score, defects):
         t, margin = self.threshold, self.decision.review_margin

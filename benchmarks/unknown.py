@@ -123,7 +123,7 @@ def one_class(data, split, scores, name, unseen):
         for i, stopped in zip(bad, stops(bad)):
             by_part.setdefault(of[i].part_id, []).append(stopped)
         return dict(stopped=rate(int(stops(bad).sum()), len(bad)), overkill=rate(int(stops(good).sum()), len(good)),
-            parts=rate(sum(all(v) for v in by_part.values()), len(by_part)), threshold=threshold, limit=limit, how=why["how"], limit_parts=why["parts"])
+            parts=rate(sum(map(any, by_part.values())), len(by_part)), parts_every=rate(sum(map(all, by_part.values())), len(by_part)), threshold=threshold, limit=limit, how=why["how"], limit_parts=why["parts"])
 
     out = {"without": at(BUDGET, False), "with": at(BUDGET - SHARE, True)}
     pairs = lambda ids: np.stack([column(ids, head), column(ids, "anomaly")], 1)
@@ -135,10 +135,22 @@ def one_class(data, split, scores, name, unseen):
 
 
 def run(params, data, twins, seed, work, steps, views):
-    "All classes of one split: {class left out: figures}"
-    began = time.time()
+    "All classes of one split: {class left out: figures}; scores are kept in `work`, and judged again if they are there"
+    began, kept = time.time(), work / f"scores-{seed}-{steps}-{views}.json"
     spec = params.split.model_copy(update={"seed_offset": seed})
     split = splits.split_parts(data, spec, params.seed, twins)
+    out_of_training = [i for k in ("val", "calibration", "test") for i in split[k]]
+    shown = lambda name: [i for i in out_of_training if name in data.by_id[i].classes]
+    if not kept.exists():
+        kept.write_text(json.dumps(scored(params, data, split, seed, work, steps, views, out_of_training)) + "\n")
+    scores = {int(i): v for i, v in json.loads(kept.read_text()).items()}
+    print(f"seed {seed}: done, {time.time() - began:.0f} s", flush=True)
+    return {name or "nothing": one_class(data, split, scores, name, None if name is None else shown(name)) for name in (None, *data.categories)}
+
+
+def scored(params, data, split, seed, work, steps, views, ids):
+    "Image scores of a detector for each class left out (and for none), and distances from good parts"
+    began = time.time()
     trainer = params.detector.trainer.model_copy(update={"steps": steps, "eval_every": steps})
     task, seed_of = make_task("detector", params, data.categories), params.seed + seed + zlib.crc32(b"detector") % 1000
     model = Detector(**task.build, rngs=nnx.Rngs(seed_of))
@@ -156,23 +168,18 @@ def run(params, data, twins, seed, work, steps, views):
         heads[name or "nothing"] = head_weights(bank, samples, keep, model, task, trainer, seed_of)
         print(f"seed {seed}: without {name or 'nothing'} {len(keep)} photographs, {time.time() - began:.0f} s", flush=True)
     del bank
-    out_of_training = [i for k in ("val", "calibration", "test") for i in split[k]]
-    scores = judged(data, out_of_training, params, heads, model, good)
-    shown = lambda name: [i for i in out_of_training if name in data.by_id[i].classes]
-    result = {name or "nothing": one_class(data, split, scores, name, None if name is None else shown(name)) for name in (None, *data.categories)}
-    print(f"seed {seed}: done, {time.time() - began:.0f} s", flush=True)
-    return result
+    return judged(data, ids, params, heads, model, good)
 
 
 def table(runs):
     "Markdown: a row for each class, pooled over seeds"
     text = lambda rs: f"{sum(r['count'] for r in rs) / sum(r['of'] for r in rs):.0%} ({sum(r['count'] for r in rs)}/{sum(r['of'] for r in rs)})"
-    head = ["left out of training", "stopped without", "stopped with", "good stopped without", "good stopped with", "at 5 % of good: without", "with", "AUROC of image score", "of anomaly"]
+    head = ["left out of training", "stopped without", "stopped with", "parts without", "parts with", "good stopped without", "good stopped with", "at 5 % of good: without", "with", "AUROC of image score", "of anomaly"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     def row(name):
         rows = [r[name] for r in runs]
         mean = lambda *path: f"{np.mean([r[path[0]][path[1]] for r in rows]):.2f}"
-        cells = [text([r[w][what] for r in rows]) for what in ("stopped", "overkill") for w in ("without", "with")]
+        cells = [text([r[w][what] for r in rows]) for what in ("stopped", "parts", "overkill") for w in ("without", "with")]
         return " | ".join(["| " + name, *cells, mean("equal", "without"), mean("equal", "with"), mean("auroc", "image score"), mean("auroc", "anomaly")]) + " |"
 
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *(row(name) for name in runs[0])]

@@ -138,6 +138,7 @@ class DetectorSpec(Spec):
     "Anchor-free detector: a dense defect map and boxes on it"
     trainer: TrainerSpec = FinetuneSpec()
     width: _positive = 64 # channels of the head
+    paste: _fraction = 0. # share of the defective images learnt from that are training defects pasted onto good training parts
     max_detections: _positive = 16 # K
     score_floor: _fraction = .05 # detections below it never leave the program
     nms_iou: _fraction = .5

@@ -72,7 +72,7 @@ def test_sentences():
 def test_rules_that_cannot_be_judged_are_refused():
     for rule, message in (RuleSpec(name='x', label='crak'), "rule 'x': no defect class 'crak'"), (RuleSpec(name='y', max_area_mm2=1), 'max_area_mm2 needs to know the size of a pixel'):
         with pytest.raises(ParamsError, match=message): check_decision(DecisionSpec(rules=(rule,)), F.CATEGORIES)
-    a, b = DecisionSpec(), DecisionSpec(review_margin=.2)
+    a, b = DecisionSpec(), DecisionSpec(review_margin=.4)
     assert rules_version(a) == rules_version(DecisionSpec(**a.model_dump())) != rules_version(b)
 
 
@@ -139,7 +139,7 @@ def test_geometry_there_and_back_within_a_pixel(h, w, data):
 
 def test_doubts_go_to_a_person():
     _, p = letterbox(np.zeros((60, 80, 3), np.uint8), [(64, 96)])
-    post = SADSPostprocessor(F.CATEGORIES, DecisionSpec(review_margin=.1, rules=(RuleSpec(name='big', max_area_px=1e4),)), .5)
+    post = SADSPostprocessor(F.CATEGORIES, DecisionSpec(review_margin=.2, rules=(RuleSpec(name='big', max_area_px=1e4),)), .5)
     f = findings_of((10, 10, 40, 30), p)
     at = lambda score, **kw: post(f._replace(image_scores=np.float32(score), **kw), p)[1]
     assert at(.9) == 'PASS'  # found, and tolerated by the only rule
@@ -175,7 +175,7 @@ def test_work_grows_with_the_defects_and_clean_images_cost_none():
     assert chunks(4, five, five, five, one) == 4
 
 def pipeline_of(cascade, params=None, threshold=.5, sizes=(1, 3, 8), decision=None):
-    decision = decision or DecisionSpec(review_margin=.05, rules=(RuleSpec(name='any crack', label='crack', max_area_px=20), RuleSpec(name='rest', max_area_px=60)))
+    decision = decision or DecisionSpec(review_margin=.1, rules=(RuleSpec(name='any crack', label='crack', max_area_px=20), RuleSpec(name='rest', max_area_px=60)))
     return SADSPipeline(CVPredictor(cascade, params or {}, F.BUCKETS, batch_sizes=sizes), SADSPostprocessor(F.CATEGORIES, decision, threshold),
         model_version='m', rules_version=rules_version(decision), station_id='s1')
 

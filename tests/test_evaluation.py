@@ -289,7 +289,7 @@ def test_thresholds_do_what_they_say(rows, limit):
 
 def test_threshold_kinds_cover_the_schema_and_refuse_what_cannot_be():
     kinds = {m.model_fields['kind'].default for m in ThresholdSpec.__args__[0].__args__}
-    assert kinds == {'fixed', 'f1', 'escape', 'overkill'}
+    assert kinds == {'fixed', 'f1', 'escape', 'overkill', 'guarantee', 'cost'}
     s, y = [.2, .8], [False, True]
     assert operating.choose_threshold(FixedThreshold(score=.7), s, y)[0] == .7
     for spec, labels, part in [(EscapeThreshold(), [False, False], 'needs defective images'), (F1Threshold(), [False, False], 'needs defective images'), (OverkillThreshold(), [True, True], 'needs good images')]:
@@ -504,7 +504,7 @@ def test_a_metric_from_elsewhere(data):
         def result(self): return {'n': self.n}
     m = evaluate.EvaluationOrchestrator(Oracle(data), metrics=('count',), factory=factory).run(data).metrics
     assert m['count'] == {'n': 16} and 'count' not in metrics.MetricFactory
-    with pytest.raises(UnknownKind, match='It knows crops, detection, images, intervals, localisation, masks, pixels, pod, rates, slices, suspects'): evaluate.EvaluationOrchestrator(Oracle(data), metrics=('mAP',)).run(data)
+    with pytest.raises(UnknownKind, match='It knows crops, detection, images, intervals, localisation, masks, pixels, pod, probability, rates, slices, suspects'): evaluate.EvaluationOrchestrator(Oracle(data), metrics=('mAP',)).run(data)
 
 
 # ---------------------------------------------------------------- what is written
@@ -513,7 +513,7 @@ def test_tables_for_dvc(data, tmp_path):
     e = evaluate.EvaluationOrchestrator(Oracle(data, spoil={8: 'PASS'})).run(data)
     evaluate.write_evaluation(e, tmp_path/'r')
     tables = {f.stem: list(csv.DictReader(f.open())) for f in (tmp_path/'r/plots').glob('*.csv')}
-    assert set(tables) == {'roc', 'pr', 'operating', 'confusion', 'classes', 'slices', 'suspects', 'pod', 'scores'}
+    assert set(tables) == {'roc', 'pr', 'operating', 'reliability', 'confusion', 'classes', 'slices', 'suspects', 'pod', 'scores'}
     assert set(tables['operating'][0]) == {'threshold', 'escape', 'overkill', 'escaped', 'overkilled'}
     assert [tables['operating'][i]['escape'] for i in (0, -1)] == ['0.0', '1.0']
     assert {(r['actual'], r['predicted']) for r in tables['confusion']} == {('pit', 'missed'), ('pit', 'pit'), ('crack', 'crack')}

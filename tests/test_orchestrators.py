@@ -67,7 +67,7 @@ def stale(*assignments, **data):
 ALL = list(T.STAGES)
 
 @pytest.mark.parametrize('assignments, first', [
-    (['decision.review_margin=0.2'], 'calibrate'), (['decision.threshold.kind=fixed'], 'calibrate'), (['evaluate.golden=2'], 'calibrate'),
+    (['decision.review_margin=0.4'], 'calibrate'), (['decision.threshold.kind=fixed'], 'calibrate'), (['evaluate.golden=2'], 'calibrate'),
     (['decision.review_overkill=0.1'], 'calibrate'), (['anomaly.shrinkage=0.2'], 'anomaly'), (['anomaly.kind=none'], 'anomaly'), (['evaluate.gallery=2'], 'evaluate'), (['split.seed_offset=1'], 'split'), (['data.n_parts=15'], 'ingest'), (['seed=1'], 'ingest'),
     (['image.buckets=[[96, 96]]'], 'train@detector')])
 def test_a_change_reruns_what_follows_and_no_more(assignments, first):
@@ -279,6 +279,6 @@ def test_dvc_reruns_from_calibrate_when_a_decision_changes(tmp_path):
     cache.mkdir()
     (cache/'nms.pyc').write_bytes(b'1')  # no reason to train again
     text = (work/'params.yaml').read_text()
-    (work/'params.yaml').write_text(text.replace('review_margin: 0.1', 'review_margin: 0.2'))
+    (work/'params.yaml').write_text(text.replace('review_margin: 0.2', 'review_margin: 0.4'))
     assert repro() == ['calibrate', 'evaluate', 'register']
     assert repro() == []

@@ -219,7 +219,7 @@ def test_three_ways_one_report(bundle, capfd, monkeypatch):
     monkeypatch.chdir(bundle)
     assert parity_check.main('bundle', 'photos') == 0
     out = capfd.readouterr().out
-    assert '9 photographs, 11 fields each' in out and 'equal field by field, three ways' in out
+    assert '9 photographs, 12 fields each' in out and 'equal field by field, three ways' in out
 
 def test_the_main_process_of_a_real_server_has_no_jax(bundle):
     code = f'import sys; from sads_jax.core.settings import Settings; from sads_jax.serving.server import build_server; build_server({str(bundle/"bundle")!r}, Settings(port={free_port()})); print(*{{m.partition(".")[0] for m in sys.modules}})'

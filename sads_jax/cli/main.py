@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .compare import COMPARE_EXAMPLES, compare
+from .operate import OPERATE_EXAMPLES, operate
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from .qualify import qualify
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
@@ -400,6 +401,7 @@ def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to po
     typer.echo(f'{alias} is now version {e.version} ({e.bundle_version})')
 
 # %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
+app.command('operate', epilog=OPERATE_EXAMPLES)(operate)
 app.command('compare', epilog=COMPARE_EXAMPLES)(compare)
 app.add_typer(qualify, name='qualify')
 

@@ -9,8 +9,8 @@ __all__ = ['DataSpec', 'TrainerSpec', 'AnomalySpec', 'ZoneSpec', 'Severity', 'Th
            'MagneticTileSpec', 'CocoSpec', 'FolderSpec', 'VocSpec', 'SplitSpec', 'TileSpec', 'ImageSpec', 'CnnSpec',
            'FinetuneSpec', 'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec', 'GaussianAnomalySpec',
            'PolygonZone', 'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold',
-           'OverkillThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec', 'EvaluateSpec', 'Params', 'override',
-           'parse_params', 'load_params', 'dump_params']
+           'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec',
+           'EvaluateSpec', 'Params', 'override', 'parse_params', 'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 from pathlib import Path
@@ -251,7 +251,21 @@ class OverkillThreshold(Spec):
     kind: Literal['overkill'] = 'overkill'
     max_overkill: _fraction = .05
 
-ThresholdSpec = Annotated[Union[FixedThreshold, F1Threshold, EscapeThreshold, OverkillThreshold], Field(discriminator='kind')]
+class GuaranteeThreshold(Spec):
+    "The highest score at which at most `max_escape` of new defective parts of each severity will pass, by conformal risk control; with too few calibration parts an error that says how many"
+    kind: Literal['guarantee'] = 'guarantee'
+    max_escape: dict[Severity, Annotated[float, Field(gt=0, lt=1)]] = {'critical': .05}
+    views: Literal['each', 'all'] = 'each' # a defective part escapes if one of its photographs that show a defect passes; or only if all its photographs do
+
+class CostThreshold(Spec):
+    "The score with the least expected cost of a part"
+    kind: Literal['cost'] = 'cost'
+    escape: Annotated[float, Field(ge=0)] = 20. # cost of an escape
+    overkill: Annotated[float, Field(ge=0)] = 1. # cost of a good part stopped, in the same money
+    defective: _fraction = .02 # share of defective parts on the line, which is not that of the calibration split
+    views: Literal['each', 'all'] = 'each'
+
+ThresholdSpec = Annotated[Union[FixedThreshold, F1Threshold, EscapeThreshold, OverkillThreshold, GuaranteeThreshold, CostThreshold], Field(discriminator='kind')]
 
 class HysteresisSpec(Spec):
     "Defects that are too weak to count alone, but count beside a strong one, as in Canny's edge detector"
@@ -279,7 +293,8 @@ class RuleSpec(Spec):
 class DecisionSpec(Spec):
     "From findings to a verdict"
     threshold: ThresholdSpec = F1Threshold()
-    review_margin: _fraction = .1 # image scores this far below the threshold go to REVIEW instead of PASS; so do suspicious maps without a box
+    probability: Literal['platt', 'isotonic', 'none'] = 'platt' # how the calibration split turns image scores into probabilities for people to read; they decide nothing
+    review_margin: _fraction = .2 # image scores below the threshold by up to this share of it go to REVIEW instead of PASS; so do suspicious maps without a box
     review_overkill: _fraction = .02 # of the good calibration parts, how many may go to REVIEW for looking like nothing seen, see `anomaly`
     mask_threshold: _fraction = .5
     min_area_px: Annotated[float, Field(ge=0)] = 4. # specks below it are dropped
@@ -293,6 +308,10 @@ class DecisionSpec(Spec):
         for what, names in ('rule', [r.name for r in self.rules]), ('zone', [z.name for z in self.zones]):
             if len(set(names)) < len(names): raise ValueError(f'{what} names must be unique, got {names}')
         return self
+
+    def review_from(self, threshold:float) -> float:
+        "Image score from which on a person looks, at this threshold"
+        return round(threshold*(1 - self.review_margin), 6)
 
     def severity_of(self, label:str) -> Severity:
         "Severity of a defect class; what nobody graded is critical"

@@ -87,6 +87,7 @@ class InspectionReport(_Record):
     reasons: list[Reason]
     defects: list[Defect]
     image_score: float = Field(description='how sure the detector is that the part is defective, 0..1')
+    defect_probability: float|None = Field(None, description='share of the calibration photographs with such a score that were defective, 0..1; absent where none was learnt')
     anomaly_score: float|None = Field(None, description='how unlike the good parts of the training, 1 = the limit beyond which it goes to REVIEW; absent where the model has none')
     image_sha256: str = Field(description='of the bytes as they came')
     image_size: tuple[int, int] = Field(description='width, height [px]')

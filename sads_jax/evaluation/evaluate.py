@@ -26,7 +26,7 @@ from ..data.records import ImageRecord, InspectionData, class_map
 from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points,
     reported_boxes, roc_points, simple_features, trivial_baseline)
 from .operating import operating_curve, rate_text
-from . import intervals, localisation, pod, slices, suspects # noqa: F401, they register their metrics
+from . import intervals, localisation, pod, probability, slices, suspects # noqa: F401, they register their metrics
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #5a5739ba
 class Inspector(Protocol):
@@ -105,7 +105,7 @@ def _baseline(data, train, judged):
         return dict(auroc=grouped_baseline(x, y, parts), fitted_on='the other parts of these images, in turn')
     except ModuleNotFoundError: return dict(auroc=None, fitted_on='nothing: scikit-learn is not installed')
 
-METRICS = ('detection', 'crops', 'masks', 'pixels', 'localisation', 'images', 'rates', 'intervals', 'pod', 'slices', 'suspects') # what every evaluation asks
+METRICS = ('detection', 'crops', 'masks', 'pixels', 'localisation', 'images', 'rates', 'probability', 'intervals', 'pod', 'slices', 'suspects') # what every evaluation asks
 
 @dataclass(frozen=True)
 class EvaluationOrchestrator:
@@ -175,7 +175,7 @@ class EvaluationOrchestrator:
 def curve_tables(
     evaluation:Evaluation,
 ) -> dict[str, tuple[tuple[str, ...], list[tuple]]]: # name -> (columns, rows)
-    "roc, pr, operating, confusion (a row for each true defect that a report touches, misses, or makes up; IoU 0.1), classes, slices, suspects, pod, scores"
+    "roc, pr, operating, reliability, confusion (a row for each true defect that a report touches, misses, or makes up; IoU 0.1), classes, slices, suspects, pod, scores"
     rows = [r for r in evaluation.rows if r.record.defective is not None]
     y, s = np.array([r.record.defective for r in rows], bool), np.array([r.report.image_score for r in rows], float)
     fpr, tpr, t = roc_points(y, s)
@@ -185,7 +185,7 @@ def curve_tables(
     share = lambda k, n: k/n if n else [None]*len(k)
     name = lambda i, none: evaluation.categories[i] if i >= 0 else none
     columns = sorted({k for c in evaluation.metrics['classes'].values() for k in c})
-    sliced, found, doubted = (evaluation.metrics.get(k, {}) for k in ('slices', 'pod', 'suspects'))
+    sliced, found, doubted, said = (evaluation.metrics.get(k, {}) for k in ('slices', 'pod', 'suspects', 'probability'))
     pairs = [p for r in evaluation.rows if r.true is not None for p in named_pairs(r.true, reported_boxes(r.report, evaluation.categories), .1)]
     return dict(
         roc=(('fpr', 'tpr', 'threshold'), list(zip(fpr, tpr, t))),
@@ -196,6 +196,7 @@ def curve_tables(
         slices=(('by', 'slice', 'images', 'parts', 'escaped', 'defective_parts', 'overkilled', 'good_parts', 'worse'), [(s['by'], s['slice'], s['images'], s['parts'],
             s['escape']['count'], s['escape']['of'], s['overkill']['count'], s['overkill']['of'], ' '.join(s['worse'])) for s in sliced.get('table', ())]),
         suspects=(('image_id', 'file_name', 'part_id', 'label', 'looks', 'score'), [tuple(s.values()) for s in doubted.get('list', ())]),
+        reliability=(('said', 'defective', 'images'), [(b['said'], b['defective'], b['images']) for b in said.get('table', ())]),
         pod=(('size', 'pod', 'size_95'), [(c['size'], c['p'], c['sure']) for c in found.get('curve', ())]),
         scores=(('image_id', 'file_name', 'part_id', 'defective', 'image_score', 'verdict'),
             [(r.record.id, r.record.file_name, r.record.part_id, r.record.defective, r.report.image_score, r.report.verdict.value) for r in evaluation.rows]))
@@ -252,6 +253,7 @@ def summary(
     return out + [('image AUROC', get('images', 'auroc') + between('auroc') + matched),
         ('image AP / best F1', f"{get('images', 'ap')}{between('ap')} / {get('images', 'f1_max')}"),
         ('PG5 / PB5', f"{get('images', 'pg5')} of the good pass while 5 % of the defective slip through / {get('images', 'pb5')} of the defective are caught while 5 % of the good are stopped"),
+        ('calibration error (ECE) / Brier', f"{get('probability', 'ece')} / {get('probability', 'brier')}, {get('probability', 'brier_of_share')} for saying the same of every photograph"),
         ('trivial baseline AUROC', show(m['baseline']['auroc'])),
         ('detector mAP@0.5 / @0.5:0.95', f"{get('detection', 'map50')} / {get('detection', 'map50_95')}"),
         ('cascade mAP@0.5 / @0.5:0.95', f"{get('detection', 'cascade_map50')} / {get('detection', 'cascade_map50_95')}"),

@@ -296,7 +296,7 @@ def _shot(e, row):
     except SADSError as err: picture = f'<p class="small">{_h(str(err))}</p>'
     truth = 'good' if r.defective is False else 'unlabelled' if r.defective is None else 'defective' + (f": {', '.join(r.classes)}" if r.classes else '') + (' (no outline known)' if r.weak else '')
     why = _h(p.reasons[0].text) if p.reasons else ('nothing reported' if not p.defects else f'{len(p.defects)} reported')
-    return (f'<figure class="card shot">{picture}<figcaption><span class="chip {p.verdict.value}">{p.verdict.value}</span><b>{_h(truth)}</b> · score&nbsp;{p.image_score:.3f}'
+    return (f'<figure class="card shot">{picture}<figcaption><span class="chip {p.verdict.value}">{p.verdict.value}</span><b>{_h(truth)}</b> · score&nbsp;{p.image_score:.3f}{"" if p.defect_probability is None else f" (defective with {p.defect_probability:.0%})"}'
         f'<br>{why}<br>{_h(r.part_id if r.part_id.startswith("part") else "part " + r.part_id)} · {_h(Path(r.file_name).name)}</figcaption></figure>')
 
 def _gallery(e, n):
@@ -338,6 +338,8 @@ def _curves(e):
         'ROC. The dashed line is a coin.'))
     if tables['pr'][1]: figures.append((line_chart([('', _BLUE, [0, *col('pr', 0)], [col('pr', 1)[0], *col('pr', 1)])], x='recall: share of defects caught', y='precision'),
         'Precision: of the photographs suspected, the share that is really defective.'))
+    if tables['reliability'][1]: figures.append((line_chart([('', _BLUE, col('reliability', 0), col('reliability', 1))], x='probability said', y='share really defective', diagonal=True),
+        f"Are the probabilities honest? On the dashed line they are; the mean gap (ECE) is {e.metrics['probability']['ece']:.3f}. They are meant for the share of defective photographs in the calibration split."))
     found = e.metrics.get('pod', {})
     if found.get('curve'):
         widest, col = 1.1*max(x['size'] for x in found['sizes']), lambda k: [c[k] for c in found['curve']]

@@ -207,9 +207,10 @@ class CVTrainingOrchestrator:
         "Join the models into one program, write the bundle, and let it find its threshold on the calibration split"
         from sads_jax.data.splits import read_fingerprint
         from sads_jax.domains.surface.rules import check_decision, rules_version
-        from sads_jax.evaluation.operating import choose_limit, choose_threshold
+        from sads_jax.evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
+        from sads_jax.evaluation.probability import fit_probability
         from sads_jax.inference.export import export_program
-        from sads_jax.registry.bundle import load_pipeline, set_threshold, write_bundle, write_golden
+        from sads_jax.registry.bundle import load_pipeline, seal_bundle, set_threshold, write_bundle, write_golden
         with self._stage('calibrate'):
             data, split = self.data(), self.split_ids()
             check_decision(self.params.decision, data.categories)
@@ -228,11 +229,15 @@ class CVTrainingOrchestrator:
             # the very classes, the very program that will serve
             pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
             reports, spec = self._reports(pipeline, [data.path(r) for r in records], 'calibrate'), self.params.decision
-            threshold, chosen = choose_threshold(spec.threshold, [r.image_score for r in reports], [bool(r.defective) for r in records])
-            good = [(a.anomaly_score, r.part_id, a.image_score < round(threshold - spec.review_margin, 6)) for a, r in zip(reports, records)
+            scores, defective = [r.image_score for r in reports], [bool(r.defective) for r in records]
+            threshold, chosen = choose_threshold(spec.threshold, scores, defective, [r.part_id for r in records], [worst_severity(r.classes, spec.severity_of) for r in records])
+            curve = None if spec.probability == 'none' else fit_probability(spec.probability, scores, defective)
+            write_calibration(self.bundle/'calibration.csv', [CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)])
+            seal_bundle(self.bundle)
+            good = [(a.anomaly_score, r.part_id, a.image_score < spec.review_from(threshold)) for a, r in zip(reports, records)
                 if not r.defective and a.anomaly_score is not None]
             limit, why = choose_limit(spec.review_overkill, *zip(*good)) if good else (None, None)
-            version = set_threshold(self.bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit)
+            version = set_threshold(self.bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit, curve)
             if self.params.evaluate.golden:
                 pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
                 version = write_golden(self.bundle, pipeline, [data.path(r) for r in pick_golden(records, self.params.evaluate.golden)])

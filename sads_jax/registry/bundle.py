@@ -163,8 +163,9 @@ def write_bundle(
     (folder/'card.md').write_text(_card(labels, decision, data, params, code))
     return seal_bundle(folder)
 
-def _decision(threshold, rules_version, spec, chosen, anomaly_limit):
-    return {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec.model_dump(mode='json'), 'chosen': dict(chosen or {}), 'anomaly_limit': anomaly_limit}
+def _decision(threshold, rules_version, spec, chosen, anomaly_limit, probabilities=None):
+    return {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec.model_dump(mode='json'), 'chosen': dict(chosen or {}),
+        'anomaly_limit': anomaly_limit, 'probabilities': probabilities}
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e5f1347b
 def set_threshold(
@@ -172,17 +173,24 @@ def set_threshold(
     threshold:float, # On image scores, 0..1
     chosen:Mapping[str, Any], # As `choose_threshold` explains it
     anomaly_limit:float|None=None, # As `choose_limit` gave it
+    probabilities:tuple|None=None, # As `fit_probability` gave them
+    spec:DecisionSpec|None=None, # Takes the place of the bundle's decision section
 ) -> str: # The new version
     "Change a verified bundle's threshold and seal it again; the golden set, which no longer holds, goes"
     folder = Path(folder)
     verify_bundle(folder)
     info = read_bundle(folder)
     old = info.decision
-    decision = _decision(threshold, old['rules_version'], DecisionSpec(**old['spec']), chosen, anomaly_limit)
+    params, version = info.params, old['rules_version']
+    if spec is not None:
+        from sads_jax.domains.surface.rules import rules_version
+        params, version = params.model_copy(update={'decision': spec}), rules_version(spec)
+        (folder/'params.yaml').write_text(dump_params(params))
+    decision = _decision(threshold, version, params.decision, chosen, anomaly_limit, probabilities)
     shutil.rmtree(folder/'golden', ignore_errors=True)
     for name in _ATTACHED: (folder/name).unlink(missing_ok=True)
     (folder/'decision.json').write_text(_dumps(decision))
-    (folder/'card.md').write_text(_card(info.labels, decision, info.data, info.params, info.code))
+    (folder/'card.md').write_text(_card(info.labels, decision, info.data, params, info.code))
     return seal_bundle(folder)
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #d5001e3e
@@ -288,7 +296,8 @@ def load_pipeline(
     programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
     predictor = CVPredictor(programs, load_weights(folder/'weights.safetensors'), buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
     if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
-    decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'))
+    decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'),
+        probabilities=info.decision.get('probabilities'))
     return SADSPipeline(predictor, decide, model_version=version, rules_version=info.decision['rules_version'],
         station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels)
 

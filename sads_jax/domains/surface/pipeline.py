@@ -144,6 +144,6 @@ class SADSPipeline:
         decide_ms = (time.perf_counter() - start)*1e3
         h, w = photo.pixels.shape[:2]
         return InspectionReport(verdict=verdict, reasons=reasons, defects=defects, image_score=score,
-            anomaly_score=self.postprocessor.anomaly(findings), image_sha256=photo.sha256, image_size=(w, h),
+            defect_probability=self.postprocessor.probability(score), anomaly_score=self.postprocessor.anomaly(findings), image_sha256=photo.sha256, image_size=(w, h),
             model_version=self.model_version, rules_version=self.rules_version, part_id=part_id, station_id=self.station_id,
             timings_ms=dict(read=round(photo.ms, 2), predict=round(predict_ms, 2), decide=round(decide_ms, 2)))

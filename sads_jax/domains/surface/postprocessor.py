@@ -127,6 +127,7 @@ class SADSPostprocessor:
     threshold: float # Operating point of image scores, 0..1
     box_share: float = .5 # Boxes count from this share of the threshold
     anomaly_limit: float|None = None # Distance from good parts beyond which a clean part goes to REVIEW; None: never
+    probabilities: tuple[Sequence[float], Sequence[float]]|None = None # Rising image scores and the share of defective photographs there, to interpolate; None: nothing is said
 
     def __post_init__(self): check_decision(self.decision, self.categories)
 
@@ -179,13 +180,17 @@ class SADSPostprocessor:
         return np.where(seen, (out + fine)/2, out)
 
     def _doubt(self, score, defects):
-        t, margin = self.threshold, self.decision.review_margin
+        t, low = self.threshold, self.decision.review_from(self.threshold)
         if score >= t and not defects:
             text = f'REVIEW: image score {_number(score)} >= {_number(t)}, but no defect could be outlined'
             return Reason(rule='no outline', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
-        if round(t - margin, 6) <= score < t:
-            text = f'REVIEW: image score {_number(score)} is within {_number(margin)} below the threshold {_number(t)}'
+        if low <= score < t:
+            text = f'REVIEW: image score {_number(score)} is between {_number(low)} and the threshold {_number(t)}'
             return Reason(rule='review_margin', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
+
+    def probability(self, score:float) -> float|None:
+        "That a photograph of this image score is defective; it decides nothing"
+        return None if self.probabilities is None else round(float(np.interp(score, *self.probabilities)), 4)
 
     def anomaly(self, findings:Findings) -> float|None:
         "Distance of one image from good parts, as a share of the limit; None without a limit, or a model of good parts"

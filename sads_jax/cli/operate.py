@@ -48,7 +48,7 @@ def operate(
     views:Annotated[Literal['each', 'all'], typer.Option(help='Whether each photograph of a defective part must stop it, or all are judged together.')]='each',
     write:Annotated[Path|None, typer.Option(metavar='DIR', help='Write a copy of the bundle with the new threshold.')]=None,
 ):
-    "Choose the threshold: what a promise on escapes costs in overkill, how sure that is, and on how many parts it rests. Refuses what the parts can't carry."
+    "The threshold that keeps a promise on escapes. With what it costs in overkill, how sure that is, and on how many parts it rests; refuses what the parts can't carry."
     from sads_jax.core.errors import DataError, ParamsError
     from sads_jax.core.params import parse_params
     from sads_jax.evaluation.operating import choose_threshold, read_calibration, worst_severity

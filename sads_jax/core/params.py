@@ -143,6 +143,8 @@ class DetectorSpec(Spec):
     score_floor: _fraction = .05 # detections below it never leave the program
     nms_iou: _fraction = .5
     flips: Literal[1, 2, 4] = 1 # views averaged at inference: as it is; and mirrored; and both ways. Each costs a pass of the detector
+    boxes: Literal['regions', 'network'] = 'regions' # connected components of the map, or learnt distances to the sides of the defect's box
+    fit: bool = True # boxes are then drawn tight around the segmenter's masks
 
 class ClassifierSpec(Spec):
     "Names the defect in a crop"
@@ -174,7 +176,7 @@ AnomalySpec = Annotated[Union[NoAnomalySpec, GaussianAnomalySpec], Field(discrim
 # %% ../../nbs/00_core/30_params.ipynb #75388eb6
 class _Zone(Spec):
     name: str # what rules and verdicts call it
-    ignore: bool = False # a defect that lies in it, but for a speck below min_area_px, is dropped, and the report says so
+    ignore: bool = False # a defect that lies in it, but for a speck below min_area_px, counts for no rule, and the report says so
 
 class PolygonZone(_Zone):
     "The inside of a polygon"
@@ -268,7 +270,7 @@ class CostThreshold(Spec):
 ThresholdSpec = Annotated[Union[FixedThreshold, F1Threshold, EscapeThreshold, OverkillThreshold, GuaranteeThreshold, CostThreshold], Field(discriminator='kind')]
 
 class HysteresisSpec(Spec):
-    "Defects that are too weak to count alone, but count beside a strong one, as in Canny's edge detector"
+    "Defects too weak to count alone count beside a strong one, directly or through others, as in Canny's edge detector"
     low: _fraction # defects scoring from here up to the rule's min_score count if they lie beside one that counts
     reach_px: Annotated[float, Field(ge=0)] = 0. # beside: the gap between their boxes is at most this
     reach_mm: Annotated[float, Field(ge=0)]|None = None # the same in mm; takes the place of reach_px
@@ -285,7 +287,7 @@ class RuleSpec(Spec):
     max_length_px: Annotated[float, Field(ge=0)]|None = None
     max_count: _count|None = None # of matching defects on one part
     min_score: _fraction = 0. # defects below it do not count for this rule
-    hysteresis: HysteresisSpec|None = None # unless they lie beside one that does
+    hysteresis: HysteresisSpec|None = None # unless they lie beside one that does; they are then believed as much as the surest beside them
     review_below: _fraction = 0. # defects from min_score up to here are for a person: REVIEW instead of `verdict`
     min_contrast: _fraction = 0. # so are defects that differ less from their surroundings (mean grey, 0..1)
     verdict: Literal['FAIL', 'REVIEW'] = 'FAIL'

@@ -66,7 +66,7 @@ class Defect(_Record):
     length_px: float = Field(description='largest extent [px]')
     area_mm2: float|None = Field(None, description='[mm²]; absent where the recipe has no mm_per_px')
     length_mm: float|None = Field(None, description='[mm]; absent where the recipe has no mm_per_px')
-    contrast: float|None = Field(None, description='mean grey inside minus mean grey of the ring around, -1..1; negative is darker. Absent where nobody looked at the pixels')
+    contrast: float|None = Field(None, description='mean grey inside minus mean grey around it, -1..1; negative is darker. Absent where nobody looked at the pixels')
     zones: dict[str, float] = Field(default_factory=dict, description='area of it inside each zone of decision.zones [px²]')
     mask: RLE
 

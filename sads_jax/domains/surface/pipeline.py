@@ -140,7 +140,7 @@ class SADSPipeline:
 
     def _report(self, photo, part_id, findings, placement, predict_ms):
         start = time.perf_counter()
-        defects, verdict, reasons, score = self.postprocessor(findings, placement)
+        defects, verdict, reasons, score = self.postprocessor(findings, placement, photo.pixels)
         decide_ms = (time.perf_counter() - start)*1e3
         h, w = photo.pixels.shape[:2]
         return InspectionReport(verdict=verdict, reasons=reasons, defects=defects, image_score=score,

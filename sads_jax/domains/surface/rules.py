@@ -67,7 +67,7 @@ def _doubt(rule, d, score):
 def apply_rule(
     rule:RuleSpec,
     defects:Sequence[Defect],
-    decision:DecisionSpec=DecisionSpec(), # Its severities and its scale
+    decision:DecisionSpec, # Its severities and its scale
 ) -> list[Reason]: # One for each limit of each defect exceeded; none if the rule is content
     "Everything that `rule` objects to"
     limits = [(getattr(rule, k), *_LIMITS[k]) for k in _LIMITS if getattr(rule, k) is not None]

@@ -44,11 +44,11 @@ def test_help_imports_nothing_heavy_and_names_every_command():
     code = 'import sys; from sads_jax.cli.main import main\ntry: main(["--help"])\nexcept SystemExit: pass\nprint(*sorted({m.partition(".")[0] for m in sys.modules}), file=sys.stderr)'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert not {'jax', 'numpy', 'pydantic', 'PIL', 'litserve', 'flax'} & set(r.stderr.split())
-    for c in ('ingest', 'split', 'train', 'evaluate', 'run', 'predict', 'serve', 'models', 'operate', 'rules', 'scale', 'compare', 'doctor', 'params', 'stage'): assert f'\n  {c} ' in r.stdout, c
+    for c in ('ingest', 'split', 'train', 'evaluate', 'run', 'predict', 'serve', 'models', 'operate', 'rules', 'scale', 'parity', 'compare', 'doctor', 'params', 'stage'): assert f'\n  {c} ' in r.stdout, c
     assert '...' not in r.stdout.partition('Commands:')[2], 'cut off'
 
 @pytest.mark.parametrize('command', ['ingest', 'split', 'train', 'evaluate', 'run', 'predict', 'serve', 'doctor', 'params', 'stage', 'models list', 'models show', 'models verify', 'models promote',
-    'operate', 'scale', 'rules check', 'rules test', 'rules replay', 'compare', 'qualify golden', 'qualify repeatability', 'qualify agreement', 'qualify station'])
+    'operate', 'scale', 'parity', 'rules check', 'rules test', 'rules replay', 'compare', 'qualify golden', 'qualify repeatability', 'qualify agreement', 'qualify station'])
 def test_every_help_has_an_example(command, capsys):
     code, out, _ = run(*command.split(), '--help', capsys=capsys)
     assert code == 0 and f'  sads {command}' in out.partition('Examples:')[2]

@@ -141,7 +141,7 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     assert any(k.startswith('images/') for k in entry.metrics)
     assert (o.registry.get()/'metrics.json').exists() and not (o.bundle/'metrics.json').exists()
     reports = {p.name for p in (tmp_path/'work/reports').iterdir()}
-    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'registered.json'}
+    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json', 'registered.json'}
     assert dict(o.figures())['images'].startswith(str(info.data['splits']['test']))
     assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.bundle/'params.yaml').read_text()
     assert o.run() == []
@@ -176,6 +176,20 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     assert any('photographs that could not be used: 1' in n and data.images[6].file_name in n for n in found.context['notes'])
     assert str(tmp_path) not in (tmp_path/'judge/reports/report.html').read_text()
     assert 'rust' in (tmp_path/'judge/reports/report.html').read_text() and verify_bundle(back.bundle) == version
+
+def test_a_bundle_that_decides_otherwise_is_not_registered(line, monkeypatch):
+    o = line('export.artefacts=[int8]')
+    o.run(until='evaluate')
+    right = dark.cascade()
+    def swapped(models, params, categories):  # what is trained is not what was exported
+        return lambda p, images: right(p, 255 - images)
+    monkeypatch.setattr(T, 'build_cascade', swapped)
+    with pytest.raises(SADSError, match=r'the float32 form is not the model that was trained.*Nothing was registered'): o.register()
+    assert not o.path('reports', 'registered.json').exists() and o.registry.list() == [] and json.loads(o.path('reports', 'parity.json').read_text())['float32']['faults'] > 0
+    monkeypatch.setattr(T, 'build_cascade', lambda models, params, categories: right)
+    entry = o.register()
+    told = json.loads(o.path('reports', 'parity.json').read_text())
+    assert entry.version == 1 and {k: v['faults'] for k, v in told.items()} == {'float32': 0, 'int8': 0} and told['int8']['verdicts_equal'] == told['int8']['photographs'] > 3
 
 def test_a_killed_training_is_continued_unless_something_changed(line):
     assert line().run(until='split') == []
@@ -243,7 +257,7 @@ def test_the_job_script_is_sads_run():
 
 STUB = '''#!{python}
 import sys, pathlib
-outs = {{'ingest': ['data/dataset/a'], 'split': ['data/split/a'], 'anomaly': ['models/anomaly/a'], 'calibrate': ['bundle/a'], 'register': ['reports/registered.json'],
+outs = {{'ingest': ['data/dataset/a'], 'split': ['data/split/a'], 'anomaly': ['models/anomaly/a'], 'calibrate': ['bundle/a'], 'register': ['reports/registered.json', 'reports/parity.json'],
     'evaluate': ['reports/plots/a', 'reports/predictions.jsonl', 'reports/report.html', 'reports/explorer.html', 'reports/metrics.json']}}
 name = sys.argv[2]
 with open({log!r}, 'a') as f: f.write(' '.join(sys.argv[2:]) + '\\n')

@@ -21,6 +21,7 @@ import typer
 
 from .compare import COMPARE_EXAMPLES, compare
 from .operate import OPERATE_EXAMPLES, operate
+from .parity import PARITY_EXAMPLES, parity
 from .rules import SCALE_EXAMPLES, rules, scale
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from .qualify import qualify
@@ -404,6 +405,7 @@ def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to po
 # %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
 app.command('operate', epilog=OPERATE_EXAMPLES)(operate)
 app.add_typer(rules, name='rules')
+app.command('parity', epilog=PARITY_EXAMPLES)(parity)
 app.command('scale', epilog=SCALE_EXAMPLES)(scale)
 app.command('compare', epilog=COMPARE_EXAMPLES)(compare)
 app.add_typer(qualify, name='qualify')

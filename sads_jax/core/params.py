@@ -7,10 +7,11 @@ Docs: https://sads-jax.github.io/sads_jax/00_core/params.html.md"""
 # %% auto #0
 __all__ = ['DataSpec', 'TrainerSpec', 'AnomalySpec', 'ZoneSpec', 'Severity', 'ThresholdSpec', 'Spec', 'SyntheticSpec',
            'MagneticTileSpec', 'CocoSpec', 'FolderSpec', 'VocSpec', 'SplitSpec', 'TileSpec', 'ImageSpec', 'CnnSpec',
-           'FinetuneSpec', 'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec', 'GaussianAnomalySpec',
-           'PolygonZone', 'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold',
-           'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec',
-           'EvaluateSpec', 'Params', 'override', 'parse_params', 'load_params', 'dump_params']
+           'FinetuneSpec', 'ContrastiveSpec', 'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec',
+           'GaussianAnomalySpec', 'PolygonZone', 'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold',
+           'EscapeThreshold', 'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec',
+           'DecisionSpec', 'ExportSpec', 'EvaluateSpec', 'Params', 'override', 'parse_params', 'load_params',
+           'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 from pathlib import Path
@@ -132,7 +133,15 @@ class FinetuneSpec(_TrainerSpec):
     kind: Literal['finetune'] = 'finetune'
     views: _positive = 4 # augmented versions of each training image; the first is the image itself
 
-TrainerSpec = Annotated[Union[CnnSpec, FinetuneSpec], Field(discriminator='kind')]
+class ContrastiveSpec(_TrainerSpec):
+    "As `cnn`, after its backbone has learnt from all training photographs, labelled or not; crops of one class are then drawn together"
+    kind: Literal['contrastive'] = 'contrastive'
+    width: _positive = 16 # channels of the first stage
+    pretrain_steps: _count = 300 # without labels, before the others; 0: none
+    temperature: Annotated[float, Field(gt=0)] = .2 # of both contrastive losses
+    pull: Annotated[float, Field(ge=0)] = .5 # weight of the supervised contrastive loss, beside the classifier's own
+
+TrainerSpec = Annotated[Union[CnnSpec, FinetuneSpec, ContrastiveSpec], Field(discriminator='kind')]
 
 class DetectorSpec(Spec):
     "Anchor-free detector: a dense defect map and boxes on it"
@@ -319,6 +328,11 @@ class DecisionSpec(Spec):
         "Severity of a defect class; what nobody graded is critical"
         return self.severity.get(label, 'critical')
 
+class ExportSpec(Spec):
+    "Forms of the model that a bundle holds beside float32; each must judge as the networks in Python did, or nothing is registered"
+    artefacts: tuple[Literal['bf16', 'int8'], ...] = () # smaller weights for the same program
+    photographs: _count = 64 # calibration photographs that all forms judge before registering; the golden ones come on top
+
 class EvaluateSpec(Spec):
     "What the report shows"
     more_metrics: tuple[str, ...] = () # kinds that plug-ins add (entry points in the group sads_jax.metric), beside our own
@@ -338,6 +352,7 @@ class Params(Spec):
     segmenter: SegmenterSpec = SegmenterSpec()
     anomaly: AnomalySpec = GaussianAnomalySpec()
     decision: DecisionSpec = DecisionSpec()
+    export: ExportSpec = ExportSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
 
 

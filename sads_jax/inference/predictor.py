@@ -86,12 +86,19 @@ class CVPredictor:
         "Programs compiled so far, at most buckets x batch sizes"
         return len(self._compiled)
 
+    def place(
+        self,
+        images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
+    ) -> list[tuple[np.ndarray, Placement]]: # Canvas uint8 [bucket's H, W, 3], and where the photograph lies on it
+        "What the program will see of each"
+        return [letterbox(x, self.buckets) for x in images]
+
     def predict(
         self,
         images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
     ) -> list[tuple[Any, Placement]]: # What the program says of each, as numpy without the leading B; and where it lies on its canvas
         "In the order of `images`; what is said of one doesn't depend on the others"
-        placed = [letterbox(x, self.buckets) for x in images]
+        placed = self.place(images)
         out:list = [None]*len(placed)
         for bucket in range(len(self.buckets)):
             group = [i for i, (_, p) in enumerate(placed) if p.bucket == bucket]

@@ -148,6 +148,7 @@ def write_bundle(
 ) -> str: # Version
     "Write and seal a bundle without golden set; `BundleError` if a bucket has no program"
     from sads_jax.inference.export import save_weights
+    from sads_jax.inference.parity import compact_weights
     folder, labels, buckets = Path(folder), list(labels), [tuple(b) for b in params.image.buckets]
     if missing := [b for b in buckets if b not in programs]: raise BundleError(f'no program for bucket {missing[0]}', where=folder, remedy='Export one program for each of image.buckets')
     if folder.exists(): shutil.rmtree(folder)
@@ -155,6 +156,7 @@ def write_bundle(
     params = portable_params(params)
     decision = _decision(threshold, rules_version, params.decision, chosen, anomaly_limit)
     save_weights(folder/'weights.safetensors', weights)
+    for kind in params.export.artefacts: save_weights(folder/f'weights.{kind}.safetensors', compact_weights(weights, kind))
     for h, w in buckets: (folder/'programs'/f'{h}x{w}.jaxexport').write_bytes(programs[h, w])
     for name, tree in {'labels': labels, 'decision': decision, 'data': dict(data), 'code': dict(code),
             'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)}}.items():
@@ -279,6 +281,7 @@ def load_pipeline(
     settings=None, # Settings: for the largest photograph accepted and the station's name; default: as `load_settings` finds them
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
+    artefact:str|None=None, # float32, bf16 or int8, see `export.artefacts` of params.yaml; default: the settings'
 ): # SADSPipeline
     "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library"
     folder = Path(folder)
@@ -289,12 +292,17 @@ def load_pipeline(
     from sads_jax.domains.surface.postprocessor import SADSPostprocessor
     from sads_jax.domains.surface.tiling import TiledPredictor
     from sads_jax.inference.export import load_program, load_weights
+    from sads_jax.inference.parity import widen
     from sads_jax.inference.predictor import CVPredictor
     settings, info = settings or load_settings(), read_bundle(folder)
+    artefact = artefact or settings.artefact
+    held = ('float32', *info.params.export.artefacts)
+    if artefact not in held: raise BundleError(f'holds no {artefact} form', where=folder, remedy=f"It holds {', '.join(held)}; set export.artefacts and run calibrate again")
     buckets = [tuple(b) for b in info.preprocess['buckets']]
     path = lambda h, w: folder/'programs'/f'{h}x{w}.jaxexport'
     programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
-    predictor = CVPredictor(programs, load_weights(folder/'weights.safetensors'), buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
+    weights = widen(load_weights(folder/('weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors')))
+    predictor = CVPredictor(programs, weights, buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
     if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'),
         probabilities=info.decision.get('probabilities'))

@@ -159,6 +159,13 @@ class TiledPredictor:
         "Compile all programs"
         self.predictor.warm_up()
 
+    def place(
+        self,
+        images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
+    ) -> list[tuple[np.ndarray, Placement]]: # One for each tile, the tiles of the first photograph first
+        "What the program will see"
+        return self.predictor.place([t.of(x) for x in images for t in tile_windows(*x.shape[:2], self.buckets, self.tile)])
+
     def predict(
         self,
         images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes

@@ -77,16 +77,18 @@ def test_hysteresis_by_hand():
     assert R.judge([at(0, .4), at(15, .3), at(30, .2)], 1., None, d)[0] == 'PASS'
 
 def test_the_lint_by_hand():
-    zones = (BorderZone(name='rim', width=1, unit='mm'), WholeZone(name='off', ignore=True), WholeZone(name='lost'))
+    zones = (BorderZone(name='rim', width=1, unit='mm'), BorderZone(name='off', width=20, ignore=True), WholeZone(name='lost'), BorderZone(name='near', width=5))
     bad = DecisionSpec(severity={'rust': 'minor', 'pit': 'minor'}, zones=zones, rules=(RuleSpec(name='a', label='dirt'), RuleSpec(name='b', zone='hub'), RuleSpec(name='c', zone='off'), RuleSpec(name='unknown', label='pit', severity='major'),
-        RuleSpec(name='e', max_area_mm2=1, zone='rim'), RuleSpec(name='f', label='pit', min_score=.5, review_below=.5, hysteresis=HysteresisSpec(low=.5)), RuleSpec(name='g', severity='major'), RuleSpec(name='h', label='pit', verdict='REVIEW', min_contrast=.1)))
+        RuleSpec(name='e', max_area_mm2=1, zone='rim'), RuleSpec(name='f', label='pit', min_score=.5, review_below=.5, hysteresis=HysteresisSpec(low=.5)), RuleSpec(name='g', severity='major'), RuleSpec(name='h', label='pit', verdict='REVIEW', min_contrast=.1), RuleSpec(name='i', zone='near')))
     said = [(f.level, f.where.rpartition(' ')[2].strip("'"), f.text) for f in R.lint_rules(bad, ('crack', 'pit'))]
-    for want in [('error', 'decision.severity', "no defect class 'rust'"), ('error', 'rim', 'a width in mm'), ('warning', 'lost', 'no rule names it'), ('error', 'a', "no defect class 'dirt'"), ('error', 'b', "no zone 'hub'"),
+    for want in [('error', 'decision.severity', "no defect class 'rust'"), ('error', 'rim', 'a width in mm'), ('warning', 'lost', 'no rule names it'), ('warning', 'near', "all of it lies in zone 'off', where defects are ignored, so rule 'i'"), ('error', 'a', "no defect class 'dirt'"), ('error', 'b', "no zone 'hub'"),
                  ('error', 'c', 'contradictory: what lies'), ('error', 'unknown', 'the name is taken'), ('error', 'unknown', 'contradictory: pit is minor'), ('error', 'e', 'max_area_mm2 needs'),
                  ('error', 'f', 'contradictory: hysteresis'), ('warning', 'f', 'review_below'), ('warning', 'g', 'no class is major'), ('warning', 'h', 'it says REVIEW anyway')]:
         assert any(l == want[0] and w == want[1] and t.startswith(want[2]) for l, w, t in said), (want, said)
     assert [l for l, _, _ in said] == sorted((l for l, _, _ in said)) and said[0][0] == 'error'
     with pytest.raises(ParamsError): R.check_decision(bad, ('crack', 'pit'))
+    assert {f.at for f in R.lint_rules(bad, ('crack', 'pit')) if f.level == 'error'} == {('decision', *x) for x in [('severity', 'rust'), ('zones', 0, 'unit'), ('rules', 0, 'label'), ('rules', 1, 'zone'), ('rules', 2, 'zone'),
+        ('rules', 3, 'name'), ('rules', 3, 'severity'), ('rules', 4, 'max_area_mm2'), ('rules', 5, 'hysteresis', 'low')]}
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=3, max_size=7), st.integers(0, 10), st.integers(0, 15))
@@ -131,13 +133,35 @@ def test_ten_thousand_reports_in_a_second():
 
 def test_tables_that_cannot_be_read_say_where(tmp_path):
     d = DecisionSpec(zones=(WholeZone(name='rim'),))
-    for text, said in [('', 'no case'), ('case,expect,colour\na,PASS,red\n', "unknown column 'colour'"), ('case,label\na,pit\n', "no column 'expect'"), ('case,expect\n,PASS\n', 'line 2: column case is empty'),
-            ('case,expect\na,GOOD\n', "line 2: column expect: 'GOOD'"), ('case,expect,label,zones\na,PASS,pit,hub\n', "line 2: no zone 'hub'"), ('case,expect,label,area_mm2\na,PASS,pit,3\n', 'line 2: area_mm2 needs decision.mm_per_px'),
-            ('case,expect,label,box\na,PASS,pit,1 2\n', 'line 2: a box is'), ('case,expect\na,PASS\na,FAIL\n', "case 'a' expects FAIL and PASS")]:
+    for text, said in [('', 'no case'), ('case,expect\n', 'no case'), ('case,expect,colour\na,PASS,red\n', "line 1: unknown column 'colour'"), ('case,label\na,pit\n', "line 1: no column 'expect'"), ('case,expect\n,PASS\n', 'line 2: column case: empty'),
+            ('case,expect\na,GOOD\n', "line 2: column expect: 'GOOD'"), ('case,expect,label,zones\na,PASS,pit,hub\n', "line 2: column zones: no zone 'hub', only rim"), ('case,expect,label,area_mm2\na,PASS,pit,3\n', 'line 2: column area_mm2: needs decision.mm_per_px'),
+            ('case,expect,label,box\na,PASS,pit,1 2\n', 'line 2: column box: a box is'), ('case,expect,label,box\na,PASS,pit,a b c d\n', 'line 2: column box: a box is'), ('case,expect\na,PASS\na,FAIL\n', "case 'a' expects FAIL and PASS"),
+            ('case,expect,label,area_px\n"a\nb",PASS,pit,3\nc,PASS,pit,nan\n', 'line 4: column area_px: nan is not a size'), ('case,expect,label,score\na,PASS,pit,2\n', 'column score: 2 is not between 0 and 1'),
+            ('case,expect,label,length_px\na,PASS,pit,-1\n', 'column length_px: -1'), ('case,expect,label\na,PASS,pit,3\n', 'line 2: it has more fields'), ('case,expect,label,count\na,PASS,pit,1.5\n', 'column count'),
+            ('case,expect,label\na,PASS,pti\n', "line 2: column label: no defect class 'pti', only pit"), ('case,expect,rule\na,PASS,big\n', "line 2: column rule: no rule 'big', only any defect"),
+            ('case,expect,label,area_px,zones\na,PASS,pit,3,rim=4\n', 'column zones: 4 is not between 0 and 3'), ('case,expect,rule\na,FAIL,any defect\na,,no defect\n', "case 'a' expects any defect and no defect")]:
         (tmp_path/'c.csv').write_text(text)
-        with pytest.raises(SADSError) as e: R.read_cases(tmp_path/'c.csv', d)
+        with pytest.raises(SADSError) as e: R.read_cases(tmp_path/'c.csv', d, ('pit',))
         assert said in str(e.value) and 'c.csv' in str(e.value)
+    (tmp_path/'c.csv').write_bytes('case,expect\nK\u00f6rper,PASS\n'.encode('cp1252'))
+    with pytest.raises(SADSError, match='not a CSV in UTF-8'): R.read_cases(tmp_path/'c.csv', d)
     with pytest.raises(SADSError, match='no such file'): R.read_cases(tmp_path/'none.csv', d)
+
+def test_a_table_says_what_lies_where_and_how_often(tmp_path):
+    "As a spreadsheet saves it; a count is so many lines, a share of the area lies in a zone, in the unit of the line"
+    d = DecisionSpec(mm_per_px=.1, zones=(WholeZone(name='rim'), WholeZone(name='off', ignore=True)), rules=(RuleSpec(name='rim', zone='rim', max_area_mm2=.5), RuleSpec(name='few', max_count=2, verdict='REVIEW')))
+    (tmp_path/'c.csv').write_text('''case,expect,label,area_mm2,area_px,zones,count,rule
+at the limit,PASS,pit,2,,rim=0.5,,
+above it,FAIL,pit,2,,rim=0.51,,rim
+above it in px,FAIL,pit,,200,rim=51,,rim
+three,REVIEW,pit,,,,3,few
+two,PASS,pit,,,,2,
+mostly off,FAIL,pit,2,,off=1.9|rim,,rim
+off,PASS,pit,2,,off|rim,,ignored
+''', encoding='utf-8-sig')
+    cases = R.read_cases(tmp_path/'c.csv', d)
+    assert [(c.name, len(c.defects)) for c in cases][:5] == [('at the limit', 1), ('above it', 1), ('above it in px', 1), ('three', 3), ('two', 2)]
+    assert [R.run_case(c, d)[0] for c in cases] == [True]*7, [R.run_case(c, d) for c in cases]
 
 def test_commands_exit_as_a_script_needs_it(tmp_path):
     from sads_jax.cli.main import app
@@ -146,9 +170,18 @@ def test_commands_exit_as_a_script_needs_it(tmp_path):
     (tmp_path/'bad.yaml').write_text('decision:\n  rules: [{name: any, label: crak}]\n')
     assert run('rules', 'check', tmp_path/'good.yaml', '--labels', 'crack').exit_code == 0
     bad = run('rules', 'check', tmp_path/'bad.yaml', '--labels', 'crack')
-    assert bad.exit_code == 1 and "error: " in bad.output and "no defect class 'crak'" in bad.output
+    assert bad.exit_code == 1 and f"error: {tmp_path/'bad.yaml'}, line 2: decision.rules, rule 'any': no defect class 'crak'" in bad.output
     (tmp_path/'c.csv').write_text('case,expect,label\nclean,PASS,\nany,FAIL,crack\n')
     assert run('rules', 'test', tmp_path/'good.yaml', tmp_path/'c.csv').exit_code == 0
+    typo = run('rules', 'test', tmp_path/'good.yaml', tmp_path/'c.csv', '--labels', 'pit')
+    assert typo.exit_code != 0 and "line 3: column label: no defect class 'crack'" in str(typo.exception)
+    (tmp_path/'wrong.csv').write_text('case,expect,label\nany,PASS,crack\n')
+    wrong = run('rules', 'test', tmp_path/'good.yaml', tmp_path/'wrong.csv')
+    assert wrong.exit_code == 1 and 'WRONG  any' in wrong.output and '0 of 1 cases as expected' in wrong.output
+    (tmp_path/'empty.jsonl').write_text('{"file": "a.png", "error": {}}\n')
+    (tmp_path/'fine.yaml').write_text('decision:\n  min_area_px: 9\n  rules: [{name: any}]\n')
+    other = run('rules', 'replay', tmp_path/'empty.jsonl', '--old', tmp_path/'good.yaml', '--new', tmp_path/'fine.yaml')
+    assert other.exit_code == 0 and '0 reports, 0 change' in other.output and 'not replayed: min_area_px differ' in other.output
     (tmp_path/'r.jsonl').write_text('{"report": 3}\n')
     broken = run('rules', 'replay', tmp_path/'r.jsonl', '--old', tmp_path/'good.yaml', '--new', tmp_path/'good.yaml')
     assert broken.exit_code != 0 and 'r.jsonl, line 1: not a stored report' in str(broken.exception)
@@ -165,4 +198,24 @@ def test_the_scale_of_a_known_board_turned_and_tilted():
         assert s.mm_per_px == pytest.approx(4/(40*zoom), rel=2e-3) and not s.warnings
     squeezed = np.repeat(cv2.resize(flat, (w, int(h*.9)), interpolation=cv2.INTER_AREA)[..., None], 3, -1)
     assert any('tilted, or its squares' in x for x in chessboard_scale(squeezed, 4.).warnings)
+    m = cv2.getPerspectiveTransform(np.float32([[0, 0], [w, 0], [w, h], [0, h]]), np.float32([[60, 40], [w - 60, 40], [w, h], [0, h]]))
+    tilted = chessboard_scale(np.repeat(cv2.warpPerspective(flat, m, (w, h), borderValue=255)[..., None], 3, -1), 4.)
+    corners = cv2.perspectiveTransform((120 + 40*np.mgrid[:9, :6].T.reshape(1, -1, 2)).astype(float), m).reshape(6, 9, 2)  # where the homography puts them
+    sides = np.concatenate([np.linalg.norm(np.diff(corners, axis=k), axis=-1).ravel() for k in (0, 1)])
+    assert tilted.mm_per_px == pytest.approx(4/sides.mean(), rel=2e-3) and tilted.spread == pytest.approx(sides.std()/sides.mean(), abs=2e-3)
+    assert len(tilted.warnings) >= 1 and tilted.uncertainty > 10*chessboard_scale(np.repeat(flat[..., None], 3, -1), 4.).uncertainty
     with pytest.raises(SADSError, match='At least 3 x 3'): chessboard_scale(squeezed, 4., (2, 6))
+
+def test_a_zone_drawn_as_a_picture(tmp_path):
+    "A PNG named in a rule file: read once, kept with the rules, stretched over any photograph"
+    from PIL import Image
+
+    from sads_jax.core.params import load_params
+    from sads_jax.domains.surface.zones import zone_areas
+    Image.fromarray(np.kron([[0, 255], [0, 0]], np.ones((10, 10))).astype(np.uint8)).save(tmp_path/'label.png')
+    (tmp_path/'p.yaml').write_text(f"decision:\n  zones:\n  - {{kind: mask, name: label, path: {tmp_path/'label.png'}}}\n  rules:\n  - {{name: label, zone: label}}\n")
+    d = load_params(tmp_path/'p.yaml').decision
+    assert zone_areas(d.zones, np.ones((60, 80), bool), (0, 0), (60, 80)) == {'label': 30*40} and zone_areas(d.zones, np.ones((5, 5), bool), (27, 38), (60, 80)) == {'label': 9}
+    (tmp_path/'label.png').unlink()
+    with pytest.raises(ParamsError, match='cannot be read'): load_params(tmp_path/'p.yaml')
+    assert DecisionSpec.model_validate_json(d.model_dump_json()) == d  # the picture is no longer needed

@@ -20,6 +20,9 @@ rules = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Rule file
 
 _RuleFile = Annotated[Path, typer.Argument(metavar='RULES', help='YAML with a section `decision`, e.g. params.yaml.')]
 
+_Labels = Annotated[str|None, typer.Option(metavar='A,B', help='Defect classes.')]
+_Bundle = Annotated[Path|None, typer.Option(metavar='DIR', help='Take the defect classes from this bundle.')]
+
 def _decision(path):
     from sads_jax.core.params import load_params
     return load_params(path).decision
@@ -34,26 +37,30 @@ def _classes(decision, labels, bundle):
     return sorted(named), 'as the file names them; --labels or --bundle checks them'
 
 @rules.command('check', epilog=epilog('sads rules check params.yaml --labels crack,pit,stain', 'sads rules check strict.yaml --bundle bundle'))
-def rules_check(path:_RuleFile=Path('params.yaml'), labels:Annotated[str|None, typer.Option(metavar='A,B', help='Defect classes.')]=None,
-                bundle:Annotated[Path|None, typer.Option(metavar='DIR', help='Take the defect classes from this bundle.')]=None):
+def rules_check(path:_RuleFile=Path('params.yaml'), labels:_Labels=None, bundle:_Bundle=None):
     "What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes that no rule looks at; exit status 1 on errors."
+    import yaml
+
+    from sads_jax.core.params import _line
     from sads_jax.domains.surface.rules import lint_rules
     decision = _decision(path)
     classes, whence = _classes(decision, labels, bundle)
     found = lint_rules(decision, classes)
-    for f in found: typer.echo(f'{f.level}: {path}: {f.where}: {f.text}. {f.remedy}')
+    lines = yaml.compose(path.read_text())
+    for f in found: typer.echo(f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}")
     errors = sum(f.level == 'error' for f in found)
     typer.echo(f"{path}: {len(decision.rules)} rules, {len(decision.zones)} zones, classes {', '.join(classes) or 'none'} ({whence}): {errors} errors, {len(found) - errors} warnings")
     if errors: raise typer.Exit(1)
 
 @rules.command('test', epilog=epilog('sads rules test params.yaml cases.csv', '', 'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, area_mm2,',
-    'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2) and rule (that decides). Lines with one case are one part.'))
-def rules_test(path:_RuleFile, cases:Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')]):
+    'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count and rule (that decides). Lines with one case are one part.'))
+def rules_test(path:_RuleFile, cases:Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')], labels:_Labels=None, bundle:_Bundle=None):
     "A table of cases against a rule file. Exit status 1 if one comes out otherwise."
     from sads_jax.domains.surface.rules import check_decision, read_cases, run_case
     decision = _decision(path)
-    parts = read_cases(cases, decision)
-    check_decision(decision, sorted({d.label for c in parts for d in c.defects} | {r.label for r in decision.rules} - {'*'} | set(decision.severity)))
+    classes = _classes(decision, labels, bundle)[0]
+    parts = read_cases(cases, decision, classes if labels or bundle else ())
+    check_decision(decision, sorted({*classes, *(d.label for c in parts for d in c.defects)}) if not (labels or bundle) else classes)
     t, failed = table('case', 'expected', 'came out', 'why'), 0
     for c in parts:
         right, verdict, reasons = run_case(c, decision)
@@ -91,7 +98,7 @@ def rules_replay(reports:Annotated[Path, typer.Argument(metavar='REPORTS', help=
     a, b = _decision(old), _decision(new)
     stored = list(_stored(reports))
     seen = {d.label for _, r, _ in stored for d in r.defects}
-    for d in (a, b): check_decision(d, sorted(seen | {r.label for r in d.rules} - {'*'} | set(d.severity)))
+    for d in (a, b): check_decision(d, sorted({*seen, *_classes(d, None, None)[0]}))
     t, moved, odd, truth = table('photograph', 'part', 'old', 'new', 'because'), Counter(), 0, Counter()
     for name, report, defective in stored:
         (before, was), (after, now) = rejudge(report, a), rejudge(report, b)
@@ -104,16 +111,18 @@ def rules_replay(reports:Annotated[Path, typer.Argument(metavar='REPORTS', help=
     typer.echo(f'{len(stored)} reports, {sum(moved.values())} change' + ''.join(f'; {n} from {x} to {y}' for (x, y), n in sorted(moved.items())))
     if truth: typer.echo('; '.join(f"{k} {truth[f'{k} old']} → {truth[f'{k} new']}" for k in ('escapes', 'overkills')) + ' (photographs whose label is known)')
     if odd: say(f'{odd} reports were stored with another verdict than {old} gives: they were judged by other rules')
+    if before := [k for k in ('threshold', 'review_margin', 'review_overkill', 'mask_threshold', 'min_area_px') if getattr(a, k) != getattr(b, k)]:
+        say(f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell (sads evaluate)")
 
 # %% ../../nbs/12_cli/40_rules.ipynb #78191858
 SCALE_EXAMPLES = epilog('sads scale board.png --square 5', 'sads scale board.png --square 2.5 --columns 12 --rows 8')
 
 def scale(photo:Annotated[Path, typer.Argument(metavar='PHOTO', help='Photograph of a chessboard that lies where parts lie.')], square:Annotated[float, typer.Option(metavar='MM', help='Side of a square.')],
           columns:Annotated[int, typer.Option(help='Inner corners along a row.')]=9, rows:Annotated[int, typer.Option(help='Inner corners along a column.')]=6):
-    "The size of a pixel from a photograph of a chessboard. Prints decision.mm_per_px; exit status 1 if the board is tilted or bent."
+    "The size of a pixel from a photograph of a chessboard. Prints the lines for params.yaml; exit status 1 if the board is tilted or bent."
     from sads_jax.data.images import read_image
     from sads_jax.domains.surface.scale import chessboard_scale
     found = chessboard_scale(read_image(photo), square, (columns, rows), str(photo))
-    typer.echo(f'decision.mm_per_px: {found.mm_per_px:.6g}    # squares of {square:g} mm, {square/found.mm_per_px:.2f} px, differ by {found.spread:.2%}')
+    typer.echo(f'decision:\n  mm_per_px: {found.mm_per_px:.6g}  # ± {found.uncertainty:.2g}; squares of {square:g} mm are {square/found.mm_per_px:.2f} px and differ by {found.spread:.2%}')
     for w in found.warnings: say(f'{photo}: {w}')
     if found.warnings: raise typer.Exit(1)

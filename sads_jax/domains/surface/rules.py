@@ -22,7 +22,7 @@ import numpy as np
 from ...core.errors import ParamsError, SADSError
 from ...core.params import DecisionSpec, RuleSpec
 from ...core.types import RLE, Defect, InspectionReport, Reason, Verdict
-from .zones import zone_areas
+from .zones import zone_areas, zone_inside
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #5743636d
 def _gap(a, b):
@@ -123,6 +123,7 @@ def _content(defects, image_score):
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #2c40bbb4
 DOUBTS = 'no outline', 'review_margin', 'unknown' # rules of the postprocessor, whose names no other may have
+_SAYINGS = 'no defect', 'within limits', 'ignored' # nor these: reasons to pass
 
 class Finding(NamedTuple):
     "One thing that is wrong with a rule file"
@@ -130,6 +131,7 @@ class Finding(NamedTuple):
     where: str # e.g. decision.rules, rule 'any crack'
     text: str
     remedy: str
+    at: tuple[str|int, ...] # the field, as a path into the file, e.g. decision, rules, 0, label
 
 def _covers(a, b, decision):
     "Whether rule `a` objects, at least as strictly, whenever `b` does"
@@ -148,34 +150,39 @@ def lint_rules(
 ) -> list[Finding]: # Errors first
     "Rules that could never be judged or never object, and what no rule looks at"
     out, mm, zones = [], decision.mm_per_px, {z.name: z for z in decision.zones}
-    say = lambda level, where, text, remedy: out.append(Finding(level, where, text, remedy))
+    def say(level, at, text, remedy):
+        item = f', {at[0][:-1]} {getattr(decision, at[0])[at[1]].name!r}' if isinstance(at[-1], int) or len(at) > 2 else ''
+        out.append(Finding(level, f'decision.{at[0]}{item}', text, remedy, ('decision', *at)))
     classes = f"Classes are {', '.join(categories)}, or '*' for all"
     for c in decision.severity:
-        if c not in categories: say('error', 'decision.severity', f'no defect class {c!r}', classes)
-    for z in decision.zones:
-        if getattr(z, 'unit', '') == 'mm' and mm is None: say('error', f'decision.zones, zone {z.name!r}', 'a width in mm needs to know the size of a pixel', 'Set decision.mm_per_px (sads scale), or give it in px')
-        if not z.ignore and z.name not in {r.zone for r in decision.rules}: say('warning', f'decision.zones, zone {z.name!r}', 'no rule names it', 'Name it in a rule, set ignore: true, or remove it')
+        if c not in categories: say('error', ('severity', c), f'no defect class {c!r}', classes)
+    for k, z in enumerate(decision.zones):
+        at, names = ('zones', k), [r.name for r in decision.rules if r.zone == z.name]
+        if getattr(z, 'unit', '') == 'mm' and mm is None: say('error', (*at, 'unit'), 'a width in mm needs to know the size of a pixel', 'Set decision.mm_per_px (sads scale), or give it in px')
+        elif not z.ignore and not names: say('warning', at, 'no rule names it', 'Name it in a rule, set ignore: true, or remove it')
+        elif not z.ignore and (off := next((o for o in decision.zones if o.ignore and zone_inside(z, o, mm)), None)):
+            say('warning', at, f'all of it lies in zone {off.name!r}, where defects are ignored, so rule {names[0]!r} hardly ever objects', 'Let them lie apart, or remove one')
     for k, r in enumerate(decision.rules):
-        where = f'decision.rules, rule {r.name!r}'
-        if r.name in (*DOUBTS, 'ignored'): say('error', where, 'the name is taken', f"Choose another than {', '.join((*DOUBTS, 'ignored'))}")
-        if r.label not in ('*', *categories): say('error', where, f'no defect class {r.label!r}', classes)
+        at = ('rules', k)
+        if r.name in (*DOUBTS, *_SAYINGS): say('error', (*at, 'name'), 'the name is taken', f"Choose another than {', '.join((*DOUBTS, *_SAYINGS))}")
+        if r.label not in ('*', *categories): say('error', (*at, 'label'), f'no defect class {r.label!r}', classes)
         elif r.severity and r.label != '*' and decision.severity_of(r.label) != r.severity:
-            say('error', where, f'contradictory: {r.label} is {decision.severity_of(r.label)}, the rule is for {r.severity} ones', 'Remove one of label and severity, or set decision.severity')
-        elif r.severity and not any(decision.severity_of(c) == r.severity for c in categories): say('warning', where, f'no class is {r.severity}', 'Grade one in decision.severity')
-        if r.zone != '*' and r.zone not in zones: say('error', where, f'no zone {r.zone!r}', f"Zones are {', '.join(zones) or 'none'}; define it in decision.zones")
-        elif r.zone != '*' and zones[r.zone].ignore: say('error', where, f'contradictory: what lies in zone {r.zone!r} is ignored', 'Remove ignore from the zone, or the rule')
-        lengths = [x for x in _LIMITS if x.endswith(('mm', 'mm2')) and getattr(r, x) is not None] + (['hysteresis.reach_mm'] if r.hysteresis and r.hysteresis.reach_mm is not None else [])
-        if lengths and mm is None: say('error', where, f'{lengths[0]} needs to know the size of a pixel', 'Set decision.mm_per_px (sads scale), or give the limit in px')
-        if r.hysteresis and r.hysteresis.low >= r.min_score: say('error', where, f'contradictory: hysteresis starts at {r.hysteresis.low:g}, but from min_score {r.min_score:g} on everything counts', 'Set low below min_score')
-        if r.review_below and r.review_below <= r.min_score: say('warning', where, f'review_below {r.review_below:g} is not above min_score {r.min_score:g}: the band is empty', 'Raise review_below, or remove it')
-        if r.verdict == 'REVIEW' and (r.review_below or r.min_contrast): say('warning', where, 'it says REVIEW anyway, so review_below and min_contrast change nothing', 'Remove them, or set verdict: FAIL')
+            say('error', (*at, 'severity'), f'contradictory: {r.label} is {decision.severity_of(r.label)}, the rule is for {r.severity} ones', 'Remove one of label and severity, or set decision.severity')
+        elif r.severity and not any(decision.severity_of(c) == r.severity for c in categories): say('warning', (*at, 'severity'), f'no class is {r.severity}', 'Grade one in decision.severity')
+        if r.zone != '*' and r.zone not in zones: say('error', (*at, 'zone'), f'no zone {r.zone!r}', f"Zones are {', '.join(zones) or 'none'}; define it in decision.zones")
+        elif r.zone != '*' and zones[r.zone].ignore: say('error', (*at, 'zone'), f'contradictory: what lies in zone {r.zone!r} is ignored', 'Remove ignore from the zone, or the rule')
+        lengths = [(x,) for x in _LIMITS if x.endswith(('mm', 'mm2')) and getattr(r, x) is not None] + ([('hysteresis', 'reach_mm')] if r.hysteresis and r.hysteresis.reach_mm is not None else [])
+        if lengths and mm is None: say('error', (*at, *lengths[0]), f"{'.'.join(lengths[0])} needs to know the size of a pixel", 'Set decision.mm_per_px (sads scale), or give the limit in px')
+        if r.hysteresis and r.hysteresis.low >= r.min_score: say('error', (*at, 'hysteresis', 'low'), f'contradictory: hysteresis starts at {r.hysteresis.low:g}, but from min_score {r.min_score:g} on everything counts', 'Set low below min_score')
+        if r.review_below and r.review_below <= r.min_score: say('warning', (*at, 'review_below'), f'review_below {r.review_below:g} is not above min_score {r.min_score:g}: the band is empty', 'Raise review_below, or remove it')
+        if r.verdict == 'REVIEW' and (r.review_below or r.min_contrast): say('warning', (*at, 'verdict'), 'it says REVIEW anyway, so review_below and min_contrast change nothing', 'Remove them, or set verdict: FAIL')
         for j, a in enumerate(decision.rules):
             if j != k and _covers(a, r, decision) and not (j > k and _covers(r, a, decision)):
-                say('warning', where, f'unreachable: whenever it objects, rule {a.name!r} does too', 'Remove it, or make the other one milder')
+                say('warning', at, f'unreachable: whenever it objects, rule {a.name!r} does too', 'Remove it, or make the other one milder')
                 break
     for c in categories:
         if not any(r.label in ('*', c) and r.severity in (None, decision.severity_of(c)) for r in decision.rules):
-            say('warning', 'decision.rules', f'no rule looks at {c}: it passes whatever its size', f'Add a rule with label: {c}, or one for all')
+            say('warning', ('rules',), f'no rule looks at {c}: it passes whatever its size', f'Add a rule with label: {c}, or one for all')
     return sorted(out, key=lambda f: f.level != 'error')
 
 def check_decision(
@@ -187,7 +194,7 @@ def check_decision(
         if f.level == 'error': raise ParamsError(f.text, where=f.where, remedy=f.remedy)
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #eb1675f6
-_CASE_COLUMNS = ('case', 'expect', 'label', 'area_px', 'area_mm2', 'length_px', 'length_mm', 'score', 'contrast', 'zones', 'box', 'rule')
+_CASE_COLUMNS = ('case', 'expect', 'label', 'area_px', 'area_mm2', 'length_px', 'length_mm', 'score', 'contrast', 'zones', 'box', 'count', 'rule')
 
 @dataclass(frozen=True)
 class Case:
@@ -197,47 +204,75 @@ class Case:
     rule: str # Name of the rule that should decide; '' for any
     defects: tuple[Defect, ...]
 
-def _case_defect(row, decision, number):
+def _case_number(row, column, low=0., high=np.inf):
+    if not row.get(column): return None
+    try: x = float(row[column])
+    except ValueError: raise ValueError(f'column {column}: {row[column]!r} is no number') from None
+    if not low <= x <= high or x == np.inf: raise ValueError(f"column {column}: {row[column]} is not {f'between {low:g} and {high:g}' if high < np.inf else 'a size'}")
+    return x
+
+def _case_size(row, px, metric, power, mm):
+    "A size in px, and how many px one of the unit that was given holds"
+    x, y = _case_number(row, px), _case_number(row, metric)
+    if y is None: return x, 1.
+    if x is not None: raise ValueError(f'columns {px} and {metric}: give one')
+    if mm is None: raise ValueError(f'column {metric}: needs decision.mm_per_px')
+    return round(y/mm**power, 6), 1/mm**power
+
+def _case_zones(row, area, unit, decision):
+    inside = {}
+    for name, _, part in (z.partition('=') for z in row.get('zones', '').split('|') if z):
+        if name not in {z.name for z in decision.zones}: raise ValueError(f"column zones: no zone {name!r}, only {', '.join(z.name for z in decision.zones) or 'none'}")
+        inside[name] = round(_case_number({'zones': part}, 'zones', high=area/unit)*unit, 6) if part else area
+    return inside
+
+def _case_defect(row, decision, categories):
     mm = decision.mm_per_px
-    def size(px, metric, power):
-        if (x := number(metric)) is None: return number(px) or 0.
-        if mm is None: raise ValueError(f'{metric} needs decision.mm_per_px')
-        return round(x/mm**power, 6)
-    area, length = size('area_px', 'area_mm2', 2), size('length_px', 'length_mm', 1)
-    inside = dict.fromkeys((z for z in row.get('zones', '').split('|') if z), area)
-    if unknown := inside.keys() - {z.name for z in decision.zones}: raise ValueError(f'no zone {min(unknown)!r}')
-    box = tuple(float(v) for v in row['box'].split()) if row.get('box') else (0., 0., 1., 1.)
-    if len(box) != 4: raise ValueError(f'a box is x1 y1 x2 y2, not {row["box"]!r}')
-    score = number('score')
-    return Defect(box=box, label=row['label'], label_score=1., score=1. if score is None else score, area_px=area, length_px=length, contrast=number('contrast'),
-        area_mm2=None if mm is None else round(area*mm*mm, 4), length_mm=None if mm is None else round(length*mm, 4), zones=inside, mask=RLE(size=(1, 1), counts='01'))
+    if row['label'] not in (categories or [row['label']]): raise ValueError(f"column label: no defect class {row['label']!r}, only {', '.join(categories)}")
+    (area, unit), (length, _) = _case_size(row, 'area_px', 'area_mm2', 2, mm), _case_size(row, 'length_px', 'length_mm', 1, mm)
+    area, length, score = max(decision.min_area_px, 1.) if area is None else area, length or 0., _case_number(row, 'score', high=1.)
+    try: box = tuple(float(v) for v in (row.get('box') or '0 0 1 1').split())
+    except ValueError: box = ()
+    if len(box) != 4: raise ValueError(f"column box: a box is x1 y1 x2 y2, not {row['box']!r}")
+    return Defect(box=box, label=row['label'], label_score=1., score=1. if score is None else score, area_px=area, length_px=length, contrast=_case_number(row, 'contrast', -1., 1.),
+        area_mm2=None if mm is None else round(area*mm*mm, 4), length_mm=None if mm is None else round(length*mm, 4), zones=_case_zones(row, area, unit, decision), mask=RLE(size=(1, 1), counts='01'))
+
+def _case_row(row, decision, categories):
+    "Case, verdict, rule and defects of one line; `ValueError` naming the column"
+    if None in row: raise ValueError('it has more fields than the first line has columns')
+    row = {k: (v or '').strip() for k, v in row.items()}
+    if not row['case']: raise ValueError('column case: empty')
+    if row['expect'] and row['expect'] not in Verdict.__members__: raise ValueError(f"column expect: {row['expect']!r} is none of {', '.join(Verdict)}")
+    rules = [r.name for r in decision.rules]
+    if row.get('rule') and row['rule'] not in (*rules, *_SAYINGS): raise ValueError(f"column rule: no rule {row['rule']!r}, only {', '.join(rules)}")
+    if (count := 1. if (n := _case_number(row, 'count')) is None else n) % 1: raise ValueError(f"column count: {row['count']!r} is no whole number")
+    return row['case'], row['expect'], row.get('rule', ''), [_case_defect(row, decision, categories)]*int(count) if row.get('label') else []
 
 def read_cases(
-    path:str|Path, # A CSV with the columns case, expect, label, and of area_px, area_mm2, length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), rule those that matter
+    path:str|Path, # A CSV with the columns case, expect, label, and those of area_px, area_mm2, length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count, rule that matter
     decision:DecisionSpec,
+    categories:Sequence[str]=(), # Defect classes the model knows; none: any name will do
 ) -> list[Case]:
     "The cases of a table; `SADSError` naming file, line and column"
-    try: lines = list(csv.DictReader(Path(path).read_text().splitlines()))
-    except FileNotFoundError as e: raise SADSError('no such file', where=path, remedy='Check the path') from e
-    if not lines: raise SADSError('no case', where=path, remedy=f"The first line names the columns, of {', '.join(_CASE_COLUMNS)}")
-    if unknown := [c for c in lines[0] if c not in _CASE_COLUMNS]: raise SADSError(f'unknown column {unknown[0]!r}', where=path, remedy=f"Columns are {', '.join(_CASE_COLUMNS)}")
-    if missing := [c for c in ('case', 'expect') if c not in lines[0]]: raise SADSError(f'no column {missing[0]!r}', where=path)
     parts:dict[str, list] = {}
-    for n, line in enumerate(lines, 2):
-        row = {k: (v or '').strip() for k, v in line.items() if k}
-        def number(column, row=row):
-            try: return float(row[column]) if row.get(column) else None
-            except ValueError: raise ValueError(f'column {column}: {row[column]!r} is no number') from None
-        try:
-            if not row['case']: raise ValueError('column case is empty')
-            if row['expect'] and row['expect'] not in Verdict.__members__: raise ValueError(f"column expect: {row['expect']!r} is none of {', '.join(Verdict)}")
-            parts.setdefault(row['case'], []).append((row['expect'], row.get('rule', ''), _case_defect(row, decision, number) if row.get('label') else None))
-        except ValueError as e: raise SADSError(str(e), where=f'{path}, line {n}', remedy='Correct the line') from e
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            table = csv.DictReader(f)
+            if unknown := [c for c in table.fieldnames or () if c not in _CASE_COLUMNS]:
+                raise SADSError(f'unknown column {unknown[0]!r}', where=f'{path}, line 1', remedy=f"Columns are {', '.join(_CASE_COLUMNS)}, with commas between")
+            if table.fieldnames and (missing := [c for c in ('case', 'expect') if c not in table.fieldnames]): raise SADSError(f'no column {missing[0]!r}', where=f'{path}, line 1', remedy='Name it in the first line')
+            for row in table:
+                try: name, expect, rule, defects = _case_row(row, decision, categories)
+                except ValueError as e: raise SADSError(str(e), where=f'{path}, line {table.line_num}', remedy='Correct the line') from e
+                parts.setdefault(name, []).append((expect, rule, defects))
+    except FileNotFoundError as e: raise SADSError('no such file', where=path, remedy='Check the path') from e
+    except (UnicodeDecodeError, csv.Error) as e: raise SADSError(f'not a CSV in UTF-8: {e}', where=path, remedy='Save the table as CSV, UTF-8, with commas') from e
+    if not parts: raise SADSError('no case', where=path, remedy=f"The first line names the columns, of {', '.join(_CASE_COLUMNS)}; each other line is a defect")
     out = []
     for name, rows in parts.items():
         expect, rule = ({r[k] for r in rows if r[k]} for k in (0, 1))
-        if len(expect) != 1 or len(rule) > 1: raise SADSError(f"case {name!r} expects {' and '.join(sorted(expect) or ['nothing'])}", where=path, remedy='Give one verdict and at most one rule for each case')
-        out.append(Case(name, Verdict(expect.pop()), rule.pop() if rule else '', tuple(r[2] for r in rows if r[2])))
+        if len(expect) != 1 or len(rule) > 1: raise SADSError(f"case {name!r} expects {' and '.join(sorted(rule if len(expect) == 1 else expect) or ['nothing'])}", where=path, remedy='Give one verdict and at most one rule for each case')
+        out.append(Case(name, Verdict(expect.pop()), rule.pop() if rule else '', tuple(d for r in rows for d in r[2])))
     return out
 
 def run_case(
@@ -246,7 +281,7 @@ def run_case(
 ) -> tuple[bool, Verdict, list[Reason]]: # Whether it came out as expected, what came out, why
     "Judge one case"
     verdict, reasons = judge(case.defects, 1. if case.defects else 0., None, decision)
-    return verdict == case.expect and (not case.rule or reasons[0].rule == case.rule), verdict, reasons
+    return verdict == case.expect and (not case.rule or any(r.rule == case.rule and r.verdict == verdict for r in reasons)), verdict, reasons
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #147b8c57
 def _remeasured(d, decision):

@@ -18,6 +18,7 @@ from ...core.errors import ImageError, SADSError
 class Scale(NamedTuple):
     "The size of a pixel, and how far to trust it"
     mm_per_px: float
+    uncertainty: float # standard deviation of what each row and each column of squares says alone [mm/px]
     spread: float # standard deviation of the single squares' sides, as a share of their mean
     anisotropy: float # sides along rows over sides along columns, minus 1
     perspective: float # longest row or column of squares over its opposite, minus 1
@@ -48,4 +49,5 @@ def chessboard_scale(
     along, across = np.linalg.norm(np.diff(grid, axis=1), axis=-1), np.linalg.norm(np.diff(grid, axis=0), axis=-1)
     sides = np.concatenate([along.ravel(), across.ravel()])
     ratio = lambda a, b: max(a, b)/min(a, b) - 1
-    return Scale(square/sides.mean(), sides.std()/sides.mean(), along.mean()/across.mean() - 1, max(ratio(along[0].sum(), along[-1].sum()), ratio(across[:, 0].sum(), across[:, -1].sum())))
+    lines = square/np.concatenate([along.mean(1), across.mean(0)])
+    return Scale(square/sides.mean(), lines.std(), sides.std()/sides.mean(), along.mean()/across.mean() - 1, max(ratio(along[0].sum(), along[-1].sum()), ratio(across[:, 0].sum(), across[:, -1].sum())))

@@ -1,4 +1,4 @@
-"""Two ways to train each model of the cascade: heads on frozen pretrained features, or everything from scratch
+"""Three ways to train each model of the cascade: heads on frozen pretrained features, everything from scratch, or from scratch after a look at all photographs
 
 Docs: https://sads-jax.github.io/sads_jax/04_training/trainers.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/04_training/trainers.html.md"""
 
 # %% auto #0
 __all__ = ['TrainerFactory', 'Task', 'make_task', 'Samples', 'make_samples', 'with_pasted', 'Sampler', 'FeatureBank', 'finetune',
-           'cnn', 'train_task']
+           'cnn', 'contrastive', 'train_task']
 
 # %% ../../nbs/04_training/30_trainers.ipynb #df72f7d7
 import zlib
@@ -33,7 +33,8 @@ from ..models.detector import is_frozen
 from ..models.store import MODELS, save_model
 from ..ops.boxes import square_context
 from ..ops.crops import crop_and_resize
-from .losses import map_loss, name_loss
+from .contrastive import pretrain, project, projection, supcon
+from .losses import detection_loss, map_loss, name_loss
 from .loop import fit
 
 # %% ../../nbs/04_training/30_trainers.ipynb #56ef86a6
@@ -42,7 +43,7 @@ class Task:
     "What one model of the cascade is trained on"
     name: str # a key of `MODELS`
     build: dict # arguments of the model's constructor
-    view: Callable # (key, canvases [B,H,W,3], class_map [B,H,W], box [B,4], label [B]) -> inputs (a tuple), target
+    view: Callable # (key, canvases [B,H,W,3], class_map [B,H,W], box, label [B]) -> inputs (a tuple), target; box is that of the sample [B,4] or, of whole images, all boxes [B,G,4], which are zero where there are fewer
     loss: Callable # (logits, target) -> scalar
     crops: bool # one sample a defect (True) or one an image (False)
     background: float # share of a batch without defect: good images, or crops of good surface
@@ -64,6 +65,8 @@ def _share(class_map, factor):
 
 def _whole_view(key, images, class_map, box, label): return (images,), _share(class_map, 4)
 
+def _boxes_view(key, images, class_map, box, label): return (images,), (_share(class_map, 4), box)
+
 def _crop_views(key, images, box, crop, context, least):
     box = box if key is None else _jitter(key, box, .25)
     square = square_context(box, context, least)
@@ -79,7 +82,8 @@ def make_task(
     trainer = spec.trainer
     build = {'backbone': 'lite0'} if trainer.kind == 'finetune' else {'backbone': 'plain', 'backbone_width': trainer.width}
     if name == 'detector':
-        return Task(name, build | {'width': spec.width}, _whole_view, map_loss, False, .375, {'classes': list(categories)})
+        view, loss, more = (_boxes_view, detection_loss, {'boxes': True}) if spec.boxes == 'network' else (_whole_view, map_loss, {})
+        return Task(name, build | {'width': spec.width} | more, view, loss, False, .375, {'classes': list(categories)})
     facts = {'classes': list(categories), 'crop': spec.crop, 'context': spec.context, 'least': spec.least}
     cut = partial(_crop_views, crop=spec.crop, context=spec.context, least=spec.least)
     if name == 'classifier':
@@ -146,27 +150,35 @@ def with_pasted(
                    item=np.concatenate([samples.item, np.arange(n, n + len(made), dtype=np.int32)]), box=more(samples.box), label=more(samples.label),
                    bucket=more(samples.bucket), pasted=np.arange(len(samples.item) + len(made)) >= len(samples.item))
 
+_BOXES = 32 # of an image that the detector learns from; of more, the largest
+
 def _gather(samples, index):
     "Canvases, class maps, boxes and labels of some samples, which share a bucket"
     examples = [samples.dataset[int(i)] for i in samples.item[index]]
+    boxes = np.zeros((len(examples), _BOXES, 4), np.float32)
+    for row, e in zip(boxes, examples):
+        largest = np.argsort(-(e.boxes[:, 2:] - e.boxes[:, :2]).prod(1), kind='stable')[:_BOXES]
+        row[:len(largest)] = e.boxes[largest]
     return {'images': np.stack([e.canvas for e in examples]), 'class_map': np.stack([e.class_map for e in examples]),
-            'box': samples.box[index], 'label': samples.label[index]}
+            'box': samples.box[index], 'boxes': boxes, 'label': samples.label[index]}
 
 _mirrors = {1: 4, 2: 2, 3: 6}  # the first views of a bank: left to right, half a turn, upside down
 _augmentation = Augmentation(turns=False)  # a station photographs every part the same way up: flips happen, quarter turns don't
 
 def _view(task, key, batch, seed_of_view, flip=None):
     "Inputs and target of a batch: as it is without `key`, mirrored with `flip`, else augmented"
-    images, class_map, box = batch['images'].astype(jnp.float32)/255, batch['class_map'], batch['box']
-    if key is None: return task.view(None, images, class_map, box, batch['label'])
+    images, class_map = batch['images'].astype(jnp.float32)/255, batch['class_map']
+    boxes = jnp.concatenate([batch['box'][:, None], batch['boxes']], 1)
+    see = lambda key, images, class_map, boxes: task.view(key, images, class_map, boxes[:, 0] if task.crops else boxes[:, 1:], batch['label'])
+    if key is None: return see(None, images, class_map, boxes)
     if flip is not None:
-        images, box = flip_rotate(flip, images, box[:, None])
-        return task.view(key, images, flip_rotate(flip, class_map), box[:, 0], batch['label'])
+        images, boxes = flip_rotate(flip, images, boxes)
+        return see(key, images, flip_rotate(flip, class_map), boxes)
     a, b = jax.random.split(jax.random.fold_in(key, seed_of_view))
-    moved = augment(a, images, class_map, box[:, None], jnp.ones((len(box), 1), bool), spec=_augmentation)
-    # Where the box has left the canvas, the row stays as it was.
-    here = lambda new, old: jnp.where(moved[3].reshape(-1, *(1,)*(old.ndim - 1)), new, old)
-    return task.view(b, here(moved[0], images), here(moved[1], class_map), here(moved[2][:, 0], box), batch['label'])
+    moved = augment(a, images, class_map, boxes, jnp.ones(boxes.shape[:2], bool), spec=_augmentation)
+    # Where the sample's box has left the canvas, the row stays as it was.
+    here = lambda new, old: jnp.where(moved[3][:, 0].reshape(-1, *(1,)*(old.ndim - 1)), new, old)
+    return see(b, here(moved[0], images), here(moved[1], class_map), here(moved[2], boxes))
 
 # %% ../../nbs/04_training/30_trainers.ipynb #14e40a6e
 class Sampler:
@@ -263,17 +275,35 @@ def finetune(views, *, spec, task, model, train, val, seed, checkpoints, on_step
                 held=held and (lambda s: held.take(s)), val=val, checkpoints=checkpoints, on_step=on_step)
 
 @TrainerFactory.register('cnn')
-def cnn(width, *, spec, task, model, train, val, seed, checkpoints, on_step, **_):
+def cnn(width, *, spec, task, model, train, val, seed, checkpoints, on_step, start=None, more=None, **_):
     "Everything from scratch, augmented inside the compiled step; all weights and the history"
-    learnt, frozen = _split_params(to_flat(model), False)
-    whole = pure(model, lambda m, inputs, key: m.head(m.features(*inputs), key))
-    draw = Sampler(train, task, spec.batch_size, seed)
+    learnt, frozen = _split_params(start or to_flat(model), False)
+    def see(m, inputs, key):
+        features = m.features(*inputs)
+        return features, m.head(features, key)
+    whole, draw = pure(model, see), Sampler(train, task, spec.batch_size, seed)
     def loss(p, batch, key):
         if key is not None: key, drop = jax.random.split(key)
         inputs, target = _view(task, key, batch, 0)
-        return task.loss(whole(p | frozen, inputs, drop if key is not None else None), target)
+        features, said = whole(p | frozen, inputs, drop if key is not None else None)
+        return task.loss(said, target) + (more(p, features, target) if more and key is not None else 0.)
     return _fit(loss, lambda step: _gather(train, draw(step)), learnt, frozen, task=task, spec=spec, seed=seed,
                 held=lambda s: _gather(val, s), val=val, checkpoints=checkpoints, on_step=on_step)
+
+@TrainerFactory.register('contrastive')
+def contrastive(width, pretrain_steps, temperature, pull, *, spec, task, model, seed, checkpoints, photographs, on_batch, **rest):
+    "As `cnn`, from a backbone that knows all training photographs, and with crops of one class drawn together; all weights and the history"
+    start = to_flat(model)
+    if pretrain_steps:
+        learnt = pretrain(pure(model.backbone), to_flat(model.backbone), photographs(), side=task.facts.get('crop', 64), spec=spec, steps=pretrain_steps,
+            temperature=temperature, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: on_batch(step, pretrain_steps))
+        start |= {f'backbone/{k}': v for k, v in learnt.items()}
+    names, more = start.keys(), None
+    if pull and task.name == 'classifier':
+        more = lambda p, features, label: pull*supcon(project(p, features[0]), label, temperature)
+        start = start | projection(jax.random.key(seed), len(start['head/standardise/mean/0']))
+    weights, history = cnn(width, spec=spec, task=task, model=model, seed=seed, checkpoints=checkpoints, start=start, more=more, **rest)
+    return {k: weights[k] for k in names}, history
 
 def _fit(loss, batch_fn, learnt, frozen, *, task, spec, seed, held, val, checkpoints, on_step):
     judged = jax.jit(lambda p, batch: loss(p, batch, None))
@@ -309,9 +339,10 @@ def train_task(
     try: val = make_samples(task, data, split['val'], params.image.buckets, seed, params.image.tile)
     except DataError: val = None  # a small set may have no defect to spare; then there is no early stopping
     if name == 'detector' and params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
-    fields = {'views'} if spec.kind == 'finetune' else {'width'}
-    weights, history = TrainerFactory({'kind': spec.kind} | spec.model_dump(include=fields), spec=spec, task=task, model=model, train=train, val=val,
-        seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps, row),
+    own = set(type(spec).__annotations__)  # what this kind has beside what all have
+    photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
+    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, train=train, val=val,
+        photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps, row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)
     return history

@@ -36,6 +36,7 @@ from ..ops.crops import crop_and_resize
 from .contrastive import pretrain, project, projection, supcon
 from .losses import detection_loss, map_loss, name_loss
 from .loop import fit
+from .weak import UNKNOWN, with_unknown, with_weak
 
 # %% ../../nbs/04_training/30_trainers.ipynb #56ef86a6
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def _jitter(key, box, amount):
     return box + size*(shift + grow)/2
 
 def _share(class_map, factor):
-    "Share of each `factor` x `factor` block that is defect, doubled and cut at 1, so that thin defects still reach 1; 0 where none is half defect"
+    "Share of each `factor` x `factor` block that is defect, doubled and cut at 1, so that thin defects still reach 1; -1 where nobody said"
     b, h, w = class_map.shape
-    blocks = (class_map > 0).reshape(b, h//factor, factor, w//factor, factor).astype(jnp.float32)
-    return jnp.minimum(2*blocks.mean((2, 4)), 1)
+    blocks = class_map.reshape(b, h//factor, factor, w//factor, factor)
+    share = jnp.minimum(2*(blocks > 0).astype(jnp.float32).mean((2, 4)), 1)
+    return jnp.where((blocks == UNKNOWN).any((2, 4)), -1., share)
 
 def _whole_view(key, images, class_map, box, label): return (images,), _share(class_map, 4)
 
@@ -112,13 +114,22 @@ class Samples:
 def make_samples(
     task:Task, data, image_ids, buckets, seed:int, tile:TileSpec|None=None,
 ) -> Samples:
-    "Samples of a split; `DataError` when no defect in it has a place"
-    keep = [i for i in image_ids if not data.by_id[i].weak and data.by_id[i].defective is not None]
+    "Samples of a split; `DataError` when it has no defect to learn from"
+    records = [data.by_id[i] for i in image_ids]
+    drawn = {a.category for r in records for a in r.annotations}
+    weak = {r.id: data.categories.index(r.classes[0]) for r in records if r.weak and r.classes and
+            (not task.crops or task.name == 'classifier' and not drawn & set(r.classes))}
+    keep = [r.id for r in records if r.id in weak or not r.weak and r.defective is not None]
     dataset, rng, rows = CVDataset(data, keep, buckets, tile=tile), np.random.default_rng(seed), []
+    if weak and not task.crops: dataset = [with_unknown(e) if e.record.weak else e for e in (dataset[n] for n in range(len(dataset)))]
     for n in range(len(dataset)):
         e = dataset[n]
         h, w = e.canvas.shape[:2]
-        if not task.crops: rows.append((n, (0, 0, w, h), e.labels[0] if len(e.labels) else -1, e.placement.bucket))
+        if e.record.id in weak:
+            p = e.placement
+            box = (p.left, p.top, p.left + p.width, p.top + p.height) if task.crops else (0, 0, w, h)
+            rows.append((n, box, weak[e.record.id], p.bucket))
+        elif not task.crops: rows.append((n, (0, 0, w, h), e.labels[0] if len(e.labels) else -1, e.placement.bucket))
         elif len(e.boxes): rows += [(n, box, label, e.placement.bucket) for box, label in zip(e.boxes, e.labels)]
         elif task.background:
             side = np.exp(rng.uniform(np.log(8), np.log(min(h, w)/2), 2))
@@ -139,6 +150,7 @@ def with_pasted(
     "More samples: the defects of each photograph on good ones of its bucket; the same samples where a bucket lacks either"
     rng, made = np.random.default_rng((seed, 2)), []
     for s in np.flatnonzero(samples.label >= 0):
+        if not len(samples.dataset[int(samples.item[s])].boxes): continue  # nobody drew where
         good = np.flatnonzero((samples.bucket == samples.bucket[s]) & (samples.label < 0))
         for g in rng.choice(good, per) if len(good) else ():
             example = paste_defects(samples.dataset[int(samples.item[s])], samples.dataset[int(samples.item[g])], rng)
@@ -338,6 +350,7 @@ def train_task(
     train = make_samples(task, data, split['train'], params.image.buckets, seed, params.image.tile)
     try: val = make_samples(task, data, split['val'], params.image.buckets, seed, params.image.tile)
     except DataError: val = None  # a small set may have no defect to spare; then there is no early stopping
+    if name == 'detector' and any(data.by_id[i].weak for i in (*split['train'], *split['val'])): task = replace(task, loss=with_weak(task.loss))
     if name == 'detector' and params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)

@@ -97,8 +97,8 @@ def check(got, want, max_out):
 @pytest.mark.parametrize('lattice', [True, False])
 @pytest.mark.parametrize('n,max_out,iou,classes', [(1, 1, .5, 0), (6, 10, .5, 0), (20, 20, 1/3, 3), (20, 5, 0., 0), (40, 40, .25, 0), (40, 12, .7, 2)])
 def test_nms_thousands(n, max_out, iou, classes, lattice):
-    "300 cases each: boxes on a lattice (equal boxes, overlaps just at the limit), tied scores, NaN, inf, degenerate, invalid"
-    rng, count = np.random.default_rng(n + max_out + lattice), 300
+    "900 cases each, 10,800 in all: boxes on a lattice (equal boxes, overlaps just at the limit), tied scores, NaN, inf, degenerate, invalid"
+    rng, count = np.random.default_rng(n + max_out + lattice), 900
     b = random_boxes(rng, (count, n), lattice=lattice)
     b = np.where(rng.random((count, n, 1)) < .15, b[:,:1], b)  # some equal to the first
     b[rng.random((count, n)) < .02, 2] = np.nan

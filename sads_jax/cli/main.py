@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sads_jax.core.types import InspectionReport
 
 # %% ../../nbs/12_cli/10_main.ipynb #022eefc5
-_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'doctor', 'qualify')
+_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'doctor', 'qualify', 'parity')
 _MALLOC = {'MALLOC_MMAP_THRESHOLD_': str(2**33), 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_TOP_PAD_': str(2**28)}
 
 def launch_environment(
@@ -68,6 +68,7 @@ _SettingsFile = Annotated[Path, typer.Option('--settings', metavar='FILE', help=
 _Workdir = Annotated[Path, typer.Option('--workdir', metavar='DIR', help='Everything is written below it; other than ".", it also gets the resolved params.yaml.')]
 _Bundle = Annotated[Path|None, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle, e.g. bundle.')]
 _Model = Annotated[str|None, typer.Option('--model', metavar='NAME@ALIAS', help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.')]
+_Artefact = Annotated[str|None, typer.Option('--artefact', metavar='FORM', help='Form of the model: float32, bf16 or int8, as far as the bundle holds it; default in settings.ini.')]
 _Task = Annotated[str|None, typer.Option('--task', metavar='TASK', help='detector, classifier or segmenter; all three if left out.')]
 _PARAMS, _SETTINGS, _HERE = Path('params.yaml'), Path('settings.ini'), Path('.')
 
@@ -304,15 +305,16 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
             bundle:_Bundle=None, model:_Model=None,
             out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write JSONL, one {file, report} or {file, error} a line; "-" is standard output.')]=None,
             overlays:Annotated[Path|None, typer.Option(metavar='FOLDER', help='Write pictures with boxes, masks and the verdict.')]=None,
-            quiet:Annotated[bool, typer.Option('--quiet', '-q', help='No table.')]=False,
+            quiet:Annotated[bool, typer.Option('--quiet', '-q', help='No table.')]=False, artefact:_Artefact=None,
             settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Judge photographs. Prints a table; writes JSONL and overlays on request."
     from collections import Counter
     from contextlib import ExitStack
     s = _settings(settings, workdir)
+    if artefact: s = s.model_copy(update={'artefact': artefact})
     files = find_photographs(sources)
     from sads_jax.registry.bundle import load_pipeline
-    pipeline = load_pipeline(_find_bundle(bundle, model, s), settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id)
+    pipeline = load_pipeline(_find_bundle(bundle, model, s), settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id, every_box=False)
     table, count, errors = _table('file', 'verdict', 'score', 'defects', 'reason'), Counter(), []
     with ExitStack() as stack:
         if out is not None and str(out) != '-': out.parent.mkdir(parents=True, exist_ok=True)
@@ -339,10 +341,10 @@ def _progress(items, total, mode):
 @app.command(epilog=_epilog('sads serve                                        the champion, on 127.0.0.1:8000', 'sads serve --bundle bundle --host 0.0.0.0 --port 9000', '',
     'curl -F file=@part.png -F part_id=A7 http://127.0.0.1:8000/predict', 'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest'))
 def serve(bundle:_Bundle=None, model:_Model=None, host:Annotated[str|None, typer.Option(help='Address to listen on; default in settings.ini.')]=None,
-          port:Annotated[int|None, typer.Option(help='Port to listen on; default in settings.ini.')]=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
+          port:Annotated[int|None, typer.Option(help='Port to listen on; default in settings.ini.')]=None, artefact:_Artefact=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Answer POST /predict until Ctrl-C or SIGTERM."
     s = _settings(settings, workdir)
-    s = s.model_copy(update={k: v for k, v in (('host', host), ('port', port)) if v is not None})
+    s = s.model_copy(update={k: v for k, v in (('host', host), ('port', port), ('artefact', artefact)) if v is not None})
     try: folder = _find_bundle(bundle, model, s)
     except RegistryError as e: raise ServingError(e.what, where=e.where, remedy=e.remedy) from e
     from sads_jax.registry.bundle import bundle_version

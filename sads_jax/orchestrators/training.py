@@ -89,8 +89,11 @@ def bind_classifier(
 def joint_weights(
     models:dict[str, tuple], # From `load_models`
 ) -> dict[str, Any]: # 'detector/…' -> array
-    "All weights in one flat dictionary"
-    return {f'{t}/{k}': v for t, (_, weights, _) in models.items() for k, v in weights.items() if v.size}
+    "All weights in one flat dictionary, and the cascade's two floors at 0"
+    import numpy as np
+
+    from sads_jax.domains.surface.orchestrator import BOX_FLOOR, IMAGE_FLOOR
+    return {f'{t}/{k}': v for t, (_, weights, _) in models.items() for k, v in weights.items() if v.size} | {IMAGE_FLOOR: np.float32(0), BOX_FLOOR: np.float32(0)}
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #e72d438f
 def python_pipeline(
@@ -303,8 +306,9 @@ class CVTrainingOrchestrator:
         with self._stage('register'):
             verify_bundle(self.bundle)
             found = self.parity()
-            _write_json(self.path('reports', 'parity.json'), {p.artefact: {'photographs': p.images, 'verdicts_equal': p.verdicts, 'drift': {k: round(v, 6) if v < float('inf') else None for k, v in p.worst.items()}, 'limits': dict(p.limits), 'faults': len(p.faults)} for p in found})
+            _write_json(self.path('reports', 'parity.json'), {p.artefact: p.table() for p in found})
             for p in found: p.require()
+            self.progress.say('parity: ' + ', '.join(f'{p.artefact} {p.verdicts} of {p.images} verdicts equal' for p in found))
             info, metrics = read_bundle(self.bundle), json.loads(self.path('reports', 'metrics.json').read_text())
             tags = {'data_kind': info.data.get('kind'), 'data_fingerprint': info.data.get('fingerprint'), 'params_hash': params_hash(info.params),
                 'rules_version': info.decision['rules_version'], 'code_source': info.code.get('source'), 'code_revision': code_revision(), 'package': info.code.get('package')}

@@ -6,8 +6,8 @@ Docs: https://sads-jax.github.io/sads_jax/08_registry/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'seal_bundle', 'verify_bundle', 'bundle_version', 'portable_params', 'params_hash', 'write_bundle',
-           'set_threshold', 'golden_answer', 'write_golden', 'check_golden', 'BundleInfo', 'read_bundle', 'read_card',
-           'load_pipeline', 'attach_metrics']
+           'set_threshold', 'golden_answer', 'write_golden', 'golden_looks', 'check_golden', 'BundleInfo',
+           'read_bundle', 'read_card', 'load_pipeline', 'attach_metrics']
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #5a345c88
 import hashlib
@@ -209,7 +209,9 @@ def write_golden(
     pipeline, # SADSPipeline loaded from `folder`
     images:Iterable[Path], # Photographs to keep; copied
 ) -> str: # The new version
-    "Let the bundle judge `images`, keep both, seal again; a photograph that can't be judged raises `ImageError`"
+    "Let the bundle judge `images`, keep both, and the digest of what the program saw, and seal again; a photograph that can't be judged raises `ImageError`"
+    from sads_jax.data.images import read_image
+    from sads_jax.inference.parity import canvas_digest
     folder, images = Path(folder), list(images)
     verify_bundle(folder)
     shutil.rmtree(folder/'golden', ignore_errors=True)
@@ -218,9 +220,20 @@ def write_golden(
     for i, src in enumerate(images):
         kept = folder/'golden'/'images'/f'{i:03d}{Path(src).suffix.lower()}'
         shutil.copyfile(src, kept)
-        lines.append(json.dumps({'image': f'images/{kept.name}', 'report': golden_answer(pipeline.process_request(kept))}, sort_keys=True) + '\n')
+        seen = pipeline.predictor.place([read_image(kept, max_megapixels=pipeline.max_megapixels)])
+        lines.append(json.dumps({'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen), 'report': golden_answer(pipeline.process_request(kept))}, sort_keys=True) + '\n')
     (folder/'golden'/'expected.jsonl').write_text(''.join(lines))
     return seal_bundle(folder)
+
+def golden_looks(
+    folder:str|Path,
+) -> dict[Path, dict[str, Any]]: # Photograph -> digest of its canvas, and the report; see `parity.drift`
+    "What the golden set expects, to compare forms with; `BundleError` if there is none"
+    from sads_jax.core.types import InspectionReport
+    golden = Path(folder)/'golden'
+    if not (golden/'expected.jsonl').is_file(): raise BundleError('has no golden set', where=golden, remedy='Set evaluate.golden and run `sads stage calibrate`')
+    lines = map(json.loads, (golden/'expected.jsonl').read_text().splitlines())
+    return {golden/line['image']: {'digest': line.get('canvas'), 'report': InspectionReport(model_version='', **line['report'])} for line in lines}
 
 def check_golden(
     folder:str|Path,
@@ -281,13 +294,17 @@ def load_pipeline(
     settings=None, # Settings: for the largest photograph accepted and the station's name; default: as `load_settings` finds them
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
+    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold, as evaluation wants it; False is faster and gives the same reports
     artefact:str|None=None, # float32, bf16 or int8, see `export.artefacts` of params.yaml; default: the settings'
 ): # SADSPipeline
     "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library"
     folder = Path(folder)
     version = verify_bundle(folder)
+    import numpy as np
+
     from sads_jax.core.settings import load_settings
     from sads_jax.core.types import Findings
+    from sads_jax.domains.surface.orchestrator import BOX_FLOOR, IMAGE_FLOOR
     from sads_jax.domains.surface.pipeline import SADSPipeline
     from sads_jax.domains.surface.postprocessor import SADSPostprocessor
     from sads_jax.domains.surface.tiling import TiledPredictor
@@ -302,10 +319,12 @@ def load_pipeline(
     path = lambda h, w: folder/'programs'/f'{h}x{w}.jaxexport'
     programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
     weights = widen(load_weights(folder/('weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors')))
-    predictor = CVPredictor(programs, weights, buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
-    if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'),
         probabilities=info.decision.get('probabilities'))
+    if not every_box and not info.params.image.tile and IMAGE_FLOOR in weights:  # tiles are judged by their joint map
+        weights |= {k: np.float32(v - 1e-4) for k, v in ((IMAGE_FLOOR, decide.threshold), (BOX_FLOOR, decide.threshold*decide.box_share))}  # scores are rounded before they are compared
+    predictor = CVPredictor(programs, weights, buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
+    if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     return SADSPipeline(predictor, decide, model_version=version, rules_version=info.decision['rules_version'],
         station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels)
 

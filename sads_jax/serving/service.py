@@ -219,4 +219,4 @@ def load_bundle(
 ) -> Any: # `SADSPipeline`
     "The pipeline of a bundle; picklable with its arguments by `functools.partial`, and imports JAX only when called. `BundleError`"
     from sads_jax.registry.bundle import load_pipeline
-    return load_pipeline(Path(folder), settings=settings, cache_dir=settings.cache_dir/'programs', station_id=settings.station_id)
+    return load_pipeline(Path(folder), settings=settings, cache_dir=settings.cache_dir/'programs', station_id=settings.station_id, every_box=False)

@@ -228,9 +228,7 @@ def judge_files(
     batch_size:int, # Photographs decoded and judged together
 ) -> Iterator[tuple[Path, 'InspectionReport|SADSError']]: # In order
     "Report or error of each file"
-    for i in range(0, len(files), batch_size):
-        now = files[i:i+batch_size]
-        yield from zip(now, pipeline.run_inference(now, batch_size=batch_size, on_error='return'), strict=True)
+    yield from zip(files, pipeline.stream(files, batch_size=batch_size, on_error='return'), strict=True)
 
 def result_line(
     file:Path,
@@ -322,20 +320,28 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
         for file, r in _progress(judge_files(pipeline, files, s.max_batch_size), len(files), s.progress):
             if lines: print(result_line(file, r), file=lines, flush=True)
             if overlays is not None: _write_overlays([(file, r)], files, overlays, s.max_megapixels)
-            if not quiet: table.add_row(*_verdict_row(file, r))
+            if not quiet and (len(files) <= _ROWS or table.row_count < _ROWS and (isinstance(r, SADSError) or r.verdict != 'PASS')): table.add_row(*_verdict_row(file, r))
             if isinstance(r, SADSError): errors.append(r)
             else: count[r.verdict.value] += 1
     console = _console(stderr=str(out) == '-')
     if not quiet: console.print(table)
+    if not quiet and len(files) > _ROWS: console.print(f'of {len(files)} photographs, the first {table.row_count} that did not pass; --out writes all')
     console.print(f"{sum(count.values())} judged: {', '.join(f'{count[v]} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))}" + (f"; {len(errors)} error{'s'*(len(errors) > 1)}" if errors else ''))
     for e in errors: _say(f'error: {e}')
     if errors: raise typer.Exit(1)
 
+_ROWS = 500 # of the table; a folder may hold a hundred thousand photographs
+
 def _progress(items, total, mode):
-    "A bar on a terminal, for more than a handful"
+    "A bar with photographs a second on a terminal, for more than a handful"
     if mode in ('none', 'plain') or total < 20 or not (mode == 'bar' or sys.stderr.isatty()): return items
-    from rich.progress import track
-    return track(items, 'judging', total, console=_console(stderr=True), transient=True)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    class Speed(ProgressColumn):
+        def render(self, task): return f'{task.speed or 0:.1f} images/s'
+    bar = Progress(TextColumn('judging'), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn(), console=_console(stderr=True), transient=True)
+    def shown():
+        with bar: yield from bar.track(items, total)
+    return shown()
 
 # %% ../../nbs/12_cli/10_main.ipynb #f226e3e6
 @app.command(epilog=_epilog('sads serve                                        the champion, on 127.0.0.1:8000', 'sads serve --bundle bundle --host 0.0.0.0 --port 9000', '',

@@ -10,7 +10,8 @@ __all__ = ['Inspection', 'SADSPipeline']
 # %% ../../../nbs/06_domains/surface/40_pipeline.ipynb #d073a813
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +33,14 @@ class Inspection(NamedTuple):
     findings: Findings|None # Of this image, numpy, without batch axis
     placement: Placement|None # From canvas px to original px
     score_map: np.ndarray|None # float32 [H, W] of the original image: how likely each pixel is defect, 0..1
+
+def _ahead(reader, work, items):
+    "`work` of each item in order, the next one begun in another thread while this one is used"
+    coming = None
+    for item in items:
+        now, coming = coming, reader.submit(work, item)
+        if now is not None: yield now.result()
+    if coming is not None: yield coming.result()
 
 class _Photo(NamedTuple):
     pixels: np.ndarray
@@ -92,8 +101,19 @@ class SADSPipeline:
         on_error:Literal['raise', 'return']='raise', # 'return' puts the error in the photograph's place
     ) -> list[InspectionReport|SADSError]:
         "Inspect many; the reports are those of `process_request`, in the order of `srcs`"
-        done = self._batches(srcs, part_ids, names, batch_size, on_error)
-        return [d if isinstance(d, SADSError) else d[0] for d in done]
+        return list(self.stream(srcs, part_ids=part_ids, names=names, batch_size=batch_size, on_error=on_error))
+
+    def stream(
+        self,
+        srcs:Sequence[_Source],
+        *,
+        part_ids:Sequence[str|None]|None=None,
+        names:Sequence[str|None]|None=None,
+        batch_size:int=8,
+        on_error:Literal['raise', 'return']='raise',
+    ) -> Iterator[InspectionReport|SADSError]:
+        "`run_inference`, a report as soon as it is there. While a batch is judged the next one is decoded; never are more than two batches of photographs in memory"
+        for d in self._batches(srcs, part_ids, names, batch_size, on_error): yield d if isinstance(d, SADSError) else d[0]
 
     def inspect(
         self,
@@ -116,21 +136,30 @@ class SADSPipeline:
 
     def _batches(self, srcs, part_ids, names, batch_size, on_error):
         "For each photograph its error, or its report, findings and placement"
-        srcs, out = list(srcs), []
+        srcs = list(srcs)
         part_ids = list(part_ids) if part_ids is not None else [None]*len(srcs)
         names = list(names) if names is not None else [None]*len(srcs)
         if not len(srcs) == len(part_ids) == len(names): raise SADSError(f'{len(srcs)} photographs, {len(part_ids)} part_ids and {len(names)} names', remedy='Give one for each, or none')
-        for i in range(0, len(srcs), batch_size):
+        def read(i):
             photos = []
             for src, name in zip(srcs[i:i+batch_size], names[i:i+batch_size]):
                 try: photos.append(_read(src, self.max_megapixels, name))
                 except SADSError as e:
                     if on_error == 'raise': raise
                     photos.append(e)
-            good = [j for j, p in enumerate(photos) if isinstance(p, _Photo)]
-            done = iter(self._reports([photos[j] for j in good], [part_ids[i+j] for j in good]))
-            out += [next(done) if isinstance(p, _Photo) else p for p in photos]
-        return out
+            return photos
+        starts = range(0, len(srcs), batch_size)
+        if len(starts) < 2: reader, upcoming = None, map(read, starts)  # one batch: no thread
+        else:
+            reader = ThreadPoolExecutor(1)
+            upcoming = _ahead(reader, read, starts)
+        try:
+            for i, photos in zip(starts, upcoming):
+                good = [j for j, p in enumerate(photos) if isinstance(p, _Photo)]
+                done = iter(self._reports([photos[j] for j in good], [part_ids[i+j] for j in good]))
+                yield from (next(done) if isinstance(p, _Photo) else p for p in photos)
+        finally:
+            if reader: reader.shutdown(cancel_futures=True)
 
     def _reports(self, photos, part_ids):
         start = time.perf_counter()

@@ -49,7 +49,8 @@ def rules_check(path:_RuleFile=Path('params.yaml'), labels:_Labels=None, bundle:
     lines = yaml.compose(path.read_text())
     for f in found: typer.echo(f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}")
     errors = sum(f.level == 'error' for f in found)
-    typer.echo(f"{path}: {len(decision.rules)} rules, {len(decision.zones)} zones, classes {', '.join(classes) or 'none'} ({whence}): {errors} errors, {len(found) - errors} warnings")
+    many = lambda n, what: f"{n} {what}{'s'*(n != 1)}"
+    typer.echo(f"{path}: {many(len(decision.rules), 'rule')}, {many(len(decision.zones), 'zone')}, classes {', '.join(classes) or 'none'} ({whence}): {many(errors, 'error')}, {many(len(found) - errors, 'warning')}")
     if errors: raise typer.Exit(1)
 
 @rules.command('test', epilog=epilog('sads rules test params.yaml cases.csv', '', 'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, area_mm2,',

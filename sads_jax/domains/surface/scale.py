@@ -50,4 +50,5 @@ def chessboard_scale(
     sides = np.concatenate([along.ravel(), across.ravel()])
     ratio = lambda a, b: max(a, b)/min(a, b) - 1
     lines = square/np.concatenate([along.mean(1), across.mean(0)])
-    return Scale(square/sides.mean(), lines.std(), sides.std()/sides.mean(), along.mean()/across.mean() - 1, max(ratio(along[0].sum(), along[-1].sum()), ratio(across[:, 0].sum(), across[:, -1].sum())))
+    edges = max(ratio(along[0].sum(), along[-1].sum()), ratio(across[:, 0].sum(), across[:, -1].sum()))
+    return Scale(*map(float, (square/sides.mean(), lines.std(), sides.std()/sides.mean(), along.mean()/across.mean() - 1, edges)))

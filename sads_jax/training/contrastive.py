@@ -50,13 +50,25 @@ def draw_squares(
     area:tuple[float, float, float, float], # x1, y1, x2, y2 of the photograph on its canvas [px]
     n:int,
     least:float=24., # Side of the smallest [px]; the largest is half the shorter side of `area`
+    *,
+    canvas:np.ndarray|None=None, # uint8 [H, W, 3]; where given, each square is the most uneven of `tries`
+    tries:int=6,
 ) -> np.ndarray: # float32 [n, 4], canvas px, all within `area`
     "Squares of many sizes, anywhere on the photograph"
     x1, y1, x2, y2 = area
     most = min(x2 - x1, y2 - y1)
     side = np.exp(rng.uniform(np.log(min(least, most/2)), np.log(max(most/2, 1)), n))
-    x, y = rng.uniform(x1, x2 - side), rng.uniform(y1, y2 - side)
-    return np.stack([x, y, x + side, y + side], -1).astype(np.float32)
+    x, y = rng.uniform(x1, x2 - side, (tries, n)), rng.uniform(y1, y2 - side, (tries, n))
+    squares = np.stack([x, y, x + side, y + side], -1).astype(np.float32)
+    if canvas is None: return squares[0]
+    return squares[_variance(canvas.mean(-1), squares).argmax(0), np.arange(n)]
+
+def _variance(grey, squares):
+    "Of the values in each square, by sums from the corner"
+    sums = [np.pad(v.cumsum(0).cumsum(1), ((1, 0), (1, 0))) for v in (grey, grey**2)]
+    x1, y1, x2, y2 = np.moveaxis(squares.round().astype(int), -1, 0)
+    one, two = ((s[y2, x2] - s[y1, x2] - s[y2, x1] + s[y1, x1])/np.maximum((x2 - x1)*(y2 - y1), 1) for s in sums)
+    return two - one**2
 
 _relit = Augmentation(turns=False, rotate=12., scale=0., shear=0., shift=0., gain=.3, offset=.05, contrast=.3, gamma=.2, noise=.02)
 
@@ -130,7 +142,7 @@ def pretrain(
         group = groups[rng.choice(len(groups), p=share)]
         examples = [photographs[int(i)] for i in rng.choice(group, _PHOTOGRAPHS, replace=len(group) < _PHOTOGRAPHS)]
         area = lambda p: (p.left, p.top, p.left + p.width, p.top + p.height)
-        return {'images': np.stack([e.canvas for e in examples]), 'squares': np.stack([draw_squares(rng, area(e.placement), _SQUARES) for e in examples])}
+        return {'images': np.stack([e.canvas for e in examples]), 'squares': np.stack([draw_squares(rng, area(e.placement), _SQUARES, canvas=e.canvas) for e in examples])}
 
     def loss(w, batch, key):
         crops = two_views(key, batch['images'].astype(jnp.float32)/255, batch['squares'], side)

@@ -16,8 +16,8 @@ import typer
 from .console import console, epilog, say, table
 
 # %% ../../nbs/12_cli/50_parity.ipynb #f326a979
-PARITY_EXAMPLES = epilog('sads parity', 'sads parity --bundle bundle --models models --images day7/', '',
-    'Without --models the reference is the float32 form of the bundle; without --images its golden photographs are judged.')
+PARITY_EXAMPLES = epilog('sads parity bundle', 'sads parity bundle --models models --images day7/', '',
+    'With --models the reference is the networks in Python; with --images alone the float32 form; else what the golden set expects.')
 
 def _size(bundle, artefact):
     "What a station needs of the bundle [MB]"
@@ -25,42 +25,54 @@ def _size(bundle, artefact):
     return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in (bundle/'programs').iterdir()))/1e6
 
 def parity(
-    bundle:Annotated[Path, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle.')]=Path('bundle'),
-    models:Annotated[Path|None, typer.Option(metavar='DIR', help='Folder of the trained networks, to compare with them in Python.')]=None,
-    images:Annotated[Path|None, typer.Option(metavar='DIR', help='Photographs to judge.')]=None,
+    bundle:Annotated[Path, typer.Argument(metavar='BUNDLE', help='Folder of a model bundle.')]=Path('bundle'),
+    models:Annotated[Path|None, typer.Option(metavar='DIR', help='Folder of the trained networks.')]=None,
+    images:Annotated[Path|None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')]=None,
     settings:Annotated[Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')]=Path('settings.ini'),
 ):
-    "Every form of a model against the networks in Python. Drift stage by stage, verdicts, size, load time, images/s; exit status 1 if one decides otherwise."
+    "Whether all forms of a model decide alike. Drift stage by stage, verdicts, size, load time, images/s; exit status 1 if one is not the model that was trained."
     import time
 
     from sads_jax.core.errors import DataError
     from sads_jax.core.settings import load_settings
     from sads_jax.data.images import read_image
-    from sads_jax.inference.parity import STAGES, compare_forms
-    from sads_jax.orchestrators.training import python_pipeline
-    from sads_jax.registry.bundle import load_pipeline, read_bundle
+    from sads_jax.inference.parity import ARTEFACTS, MEASURES, compare_forms
+    from sads_jax.registry.bundle import golden_looks, load_pipeline, read_bundle
     s, info = load_settings(settings), read_bundle(bundle)
     folder = images or bundle/'golden'/'images'
     paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')) if folder.is_dir() else []
     if not paths: raise DataError('no photographs', where=folder, remedy='Name a folder with --images')
-    forms, load = {}, {}
-    for k in ('float32', *info.params.export.artefacts):
+    kinds = (ARTEFACTS[0], *info.params.export.artefacts)
+    if images and not models and len(kinds) == 1: raise DataError('holds only the float32 form: nothing to compare', where=bundle, remedy='Name the folder of the trained networks with --models')
+    opened = lambda kind: load_pipeline(bundle, settings=s, cache_dir=s.cache_dir/'programs', artefact=kind)
+    opened(kinds[0]).process_request(paths[0])  # the compiled program is kept, so that all forms find it
+    forms, took = {}, {}
+    for k in kinds:
         start = time.perf_counter()
-        forms[k] = load_pipeline(bundle, settings=s, cache_dir=s.cache_dir/'programs', artefact=k)
+        forms[k] = opened(k)
         forms[k].process_request(paths[0])
-        load[k] = time.perf_counter() - start
-    reference = python_pipeline(bundle, models, s) if models is not None else forms['float32']
-    compared = {k: v for k, v in forms.items() if v is not reference}
-    found = {p.artefact: p for p in compare_forms(reference, compared, ((p.relative_to(folder).as_posix(), read_image(p)) for p in paths))}
-    t = table('form', 'size [MB]', 'load to first verdict [s]', 'images/s', 'verdicts equal', *(f'{k}: worst' for k in STAGES[:-1]))
+        took[k] = time.perf_counter() - start
+    if models is not None:
+        from sads_jax.orchestrators.training import python_pipeline
+        reference, called = python_pipeline(bundle, models, s), 'the networks in Python'
+    elif images is None: reference, called = {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
+    else: reference, called = forms[kinds[0]], 'the float32 form'
+    found = {p.artefact: p for p in compare_forms(reference, {k: v for k, v in forms.items() if v is not reference}, ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths))}
+    speed = {}
     for k, pipeline in forms.items():
         pipeline.run_inference(paths[:8])
         start = time.perf_counter()
         pipeline.run_inference(paths)
-        p = found.get(k)
-        t.add_row(k, f'{_size(bundle, k):.1f}', f'{load[k]:.2f}', f'{len(paths)/(time.perf_counter() - start):.1f}', *((f'{p.verdicts} of {p.images}', *(f'{v:.2g}' for v in p.worst.values())) if p else ('the reference', *['']*4)))
+        speed[k] = len(paths)/(time.perf_counter() - start)
+    t = table('', *kinds)
+    t.add_row('size [MB]', *(f'{_size(bundle, k):.1f}' for k in kinds))
+    t.add_row('load and first verdict [s]', *(f'{took[k]:.2f}' for k in kinds))
+    t.add_row('images/s', *(f'{speed[k]:.1f}' for k in kinds))
+    t.add_row('verdicts equal', *(f'{found[k].verdicts} of {found[k].images}' if k in found else 'the reference' for k in kinds))
+    for m, (stage, _) in MEASURES.items(): t.add_row(f'{stage}: {m}', *(f'{found[k].worst[m]:.2g} (<= {found[k].limits[m]:g})' if k in found else '' for k in kinds))
     console().print(t)
-    typer.echo(f"{len(paths)} photographs; reference: {'the networks in Python' if models is not None else 'float32'}")
+    typer.echo(f'{len(paths)} photographs; the reference is {called}; drift: the largest met, and its limit')
     for p in found.values():
         for name, stage, what in p.faults[:5]: say(f'{p.artefact}: {name}: {stage}: {what}')
+        if p.faults: say(f'{p.artefact}: {len(p.faults)} of {p.images} photographs differ, {len(p.flips)} in the verdict: blocked')
     if any(p.faults for p in found.values()): raise typer.Exit(1)

@@ -331,7 +331,7 @@ class DecisionSpec(Spec):
 class ExportSpec(Spec):
     "Forms of the model that a bundle holds beside float32; each must judge as the networks in Python did, or nothing is registered"
     artefacts: tuple[Literal['bf16', 'int8'], ...] = () # smaller weights for the same program
-    photographs: _count = 64 # calibration photographs that all forms judge before registering; the golden ones come on top
+    photographs: _count = 256 # calibration photographs that all forms judge before registering, at most; the golden ones come on top
 
 class EvaluateSpec(Spec):
     "What the report shows"

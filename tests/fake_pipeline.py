@@ -26,6 +26,9 @@ class FakePipeline:
         none = [None]*len(srcs)
         return [self._one(s, n, p, on_error) for s, n, p in zip(srcs, names or none, part_ids or none, strict=True)]
 
+    def stream(self, srcs, *, batch_size=8, **kw):
+        for i in range(0, len(srcs), batch_size): yield from self.run_inference(srcs[i:i+batch_size], batch_size=batch_size, **kw)
+
     def process_request(self, src, *, part_id=None): return self.run_inference([src], part_ids=[part_id])[0]
 
     def _one(self, src, name, part_id, on_error):

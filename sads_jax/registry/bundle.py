@@ -294,7 +294,7 @@ def load_pipeline(
     settings=None, # Settings: for the largest photograph accepted and the station's name; default: as `load_settings` finds them
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
-    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold, as evaluation wants it; False is faster and gives the same reports
+    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold, as evaluation wants it; False does less work and gives the same reports
     artefact:str|None=None, # float32, bf16 or int8, see `export.artefacts` of params.yaml; default: the settings'
 ): # SADSPipeline
     "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library"

@@ -129,9 +129,12 @@ class CnnSpec(_TrainerSpec):
     width: _positive = 16 # channels of the first stage
 
 class FinetuneSpec(_TrainerSpec):
-    "Heads on a frozen pretrained backbone; features of `views` augmented versions of each image are computed once"
+    "Heads on a frozen pretrained backbone, whose features of `views` versions of each image are computed once; then, if wanted, the backbone's later blocks with them"
     kind: Literal['finetune'] = 'finetune'
     views: _positive = 4 # augmented versions of each training image; the first is the image itself
+    unfreeze_steps: _count = 0 # steps after `steps` in which the backbone learns too, on images augmented anew each time; the heads then at half their rate
+    unfreeze_from: Annotated[int, Field(ge=0, le=15)] = 5 # first of the backbone's 16 blocks that learns
+    unfreeze_rate: Annotated[float, Field(gt=0)] = .2 # its learning rate as a share of the heads'
 
 class ContrastiveSpec(_TrainerSpec):
     "As `cnn`, after its backbone has learnt from all training photographs, labelled or not; crops of one class are then drawn together"

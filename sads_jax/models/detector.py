@@ -134,6 +134,10 @@ class Detector(nnx.Module):
 def is_frozen(
     name:str, # as in `to_flat`
     freeze_backbone:bool, # is the backbone pretrained and frozen?
+    thaw_from:int|None=None, # first block of a frozen backbone that learns all the same; its depthwise kernels never do
 ) -> bool:
     "Does training leave this weight alone?"
-    return '/standardise/' in name or freeze_backbone and name.startswith('backbone/')
+    if '/standardise/' in name: return True
+    if not freeze_backbone or not name.startswith('backbone/'): return False
+    steps = name.split('/')
+    return thaw_from is None or steps[1] != 'blocks' or int(steps[2]) < thaw_from or steps[-1] == 'depthwise'

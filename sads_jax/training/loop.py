@@ -39,7 +39,9 @@ def fit(
     spec, # A trainer spec: steps, learning_rate, weight_decay, warmup, clip, ema, eval_every, patience
     seed:int,
     evaluate:Callable|None=None, # params -> score on the validation split, higher is better
+    rates:dict|None=None, # Factors of the learning rate, for weights that learn slower or faster than the rest
     checkpoints:Path|None=None, # Folder for resuming; removed when done
+    keep:bool=False, # Is the folder left there, so that the same call gives its result at once?
     on_step:Callable=lambda step, row: None, # Told of every step: {'loss', 'images_per_s', 'left_s', 'score'?}
 ) -> tuple[dict, list[dict]]: # Averaged (or best) weights; one history row a look
     "Train, resume if killed; `SADSError` when the loss stops being a number"
@@ -54,6 +56,7 @@ def fit(
     def update(params, ema, opt_state, batch, key, decay):
         loss, grad = jax.value_and_grad(loss_fn)(params, batch, key)
         change, opt_state = opt.update(grad, opt_state, params)
+        if rates: change = {k: v*jnp.float32(rates.get(k, 1)) for k, v in change.items()}
         params = optax.apply_updates(params, change)
         return params, jax.tree.map(lambda a, b: decay*a + (1 - decay)*b, ema, params), opt_state, loss
 
@@ -92,7 +95,7 @@ def fit(
             passed = time.perf_counter() - began
             row |= {'images_per_s': seen/passed, 'left_s': passed/(step + 1 - start)*(spec.steps - step - 1)}
             on_step(step + 1, row)
-    if checkpoints is not None: shutil.rmtree(checkpoints, ignore_errors=True)
+    if checkpoints is not None and not keep: shutil.rmtree(checkpoints, ignore_errors=True)
     return (best if spec.patience and evaluate is not None else ema), history
 
 # %% ../../nbs/04_training/20_loop.ipynb #abc10608

@@ -264,13 +264,26 @@ class FeatureBank:
 # %% ../../nbs/04_training/30_trainers.ipynb #7c048920
 TrainerFactory = Factory('trainer')
 
-def _split_params(params, freeze):
-    frozen = {k: v for k, v in params.items() if is_frozen(k, freeze)}
+def _split_params(params, freeze, thaw_from=None):
+    frozen = {k: v for k, v in params.items() if is_frozen(k, freeze, thaw_from)}
     return {k: v for k, v in params.items() if k not in frozen}, frozen
 
+def _whole_loss(model, task, frozen, more=None):
+    "Loss of a batch of canvases, augmented where there is a key, through backbone and head"
+    def see(m, inputs, key):
+        features = m.features(*inputs)
+        return features, m.head(features, key)
+    whole = pure(model, see)
+    def loss(p, batch, key):
+        if key is not None: key, drop = jax.random.split(key)
+        inputs, target = _view(task, key, batch, 0)
+        features, said = whole(p | frozen, inputs, drop if key is not None else None)
+        return task.loss(said, target) + (more(p, features, target) if more and key is not None else 0.)
+    return loss
+
 @TrainerFactory.register('finetune')
-def finetune(views, *, spec, task, model, train, val, seed, checkpoints, on_step, on_batch, **_):
-    "Heads on cached features of a frozen backbone; all weights and the history"
+def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task, model, train, val, seed, checkpoints, on_step, on_batch, **_):
+    "Heads on cached features of a frozen backbone, then both together; all weights and the history"
     params = to_flat(model)
     features = pure(model, lambda m, *x: m.features(*x))
     bank = FeatureBank(task, features, params, train, views, seed, on_batch=on_batch)
@@ -283,23 +296,23 @@ def finetune(views, *, spec, task, model, train, val, seed, checkpoints, on_step
     def loss(p, batch, key):
         f, target = batch
         return task.loss(head(p | frozen, f, key), target)
-    return _fit(loss, lambda step: bank.take(draw(step), np.random.default_rng((seed, step, 1))), learnt, frozen, task=task, spec=spec, seed=seed,
-                held=held and (lambda s: held.take(s)), val=val, checkpoints=checkpoints, on_step=on_step)
+    weights, history = _fit(loss, lambda step: bank.take(draw(step), np.random.default_rng((seed, step, 1))), learnt, frozen, spec=spec, seed=seed,
+        held=held and (lambda s: held.take(s)), val=val, checkpoints=checkpoints and checkpoints/'heads', keep=bool(unfreeze_steps), on_step=on_step)
+    if not unfreeze_steps: return weights, history
+    del bank, held
+    learnt, frozen = _split_params(weights, True, unfreeze_from)
+    slower = spec.model_copy(update={'steps': unfreeze_steps, 'learning_rate': spec.learning_rate/2})
+    weights, more = _fit(_whole_loss(model, task, frozen), lambda step: _gather(train, draw(spec.steps + step)), learnt, frozen, spec=slower, seed=seed,
+        rates={k: unfreeze_rate for k in learnt if k.startswith('backbone/')}, held=lambda s: _gather(val, s), val=val,
+        checkpoints=checkpoints and checkpoints/'all', on_step=lambda step, row: on_step(spec.steps + step, row))
+    return weights, history + [row | {'step': spec.steps + row['step']} for row in more]
 
 @TrainerFactory.register('cnn')
 def cnn(width, *, spec, task, model, train, val, seed, checkpoints, on_step, start=None, more=None, **_):
     "Everything from scratch, augmented inside the compiled step; all weights and the history"
     learnt, frozen = _split_params(start or to_flat(model), False)
-    def see(m, inputs, key):
-        features = m.features(*inputs)
-        return features, m.head(features, key)
-    whole, draw = pure(model, see), Sampler(train, task, spec.batch_size, seed)
-    def loss(p, batch, key):
-        if key is not None: key, drop = jax.random.split(key)
-        inputs, target = _view(task, key, batch, 0)
-        features, said = whole(p | frozen, inputs, drop if key is not None else None)
-        return task.loss(said, target) + (more(p, features, target) if more and key is not None else 0.)
-    return _fit(loss, lambda step: _gather(train, draw(step)), learnt, frozen, task=task, spec=spec, seed=seed,
+    draw = Sampler(train, task, spec.batch_size, seed)
+    return _fit(_whole_loss(model, task, frozen, more), lambda step: _gather(train, draw(step)), learnt, frozen, spec=spec, seed=seed,
                 held=lambda s: _gather(val, s), val=val, checkpoints=checkpoints, on_step=on_step)
 
 @TrainerFactory.register('contrastive')
@@ -317,7 +330,7 @@ def contrastive(width, pretrain_steps, temperature, pull, *, spec, task, model, 
     weights, history = cnn(width, spec=spec, task=task, model=model, seed=seed, checkpoints=checkpoints, start=start, more=more, **rest)
     return {k: weights[k] for k in names}, history
 
-def _fit(loss, batch_fn, learnt, frozen, *, task, spec, seed, held, val, checkpoints, on_step):
+def _fit(loss, batch_fn, learnt, frozen, *, spec, seed, held, val, checkpoints, on_step, **how):
     judged = jax.jit(lambda p, batch: loss(p, batch, None))
     def score(p):
         "Minus the mean loss on the validation split, in batches that share a bucket"
@@ -329,7 +342,7 @@ def _fit(loss, batch_fn, learnt, frozen, *, task, spec, seed, held, val, checkpo
                 if len(part) < spec.batch_size and at: part = rows[-spec.batch_size:]  # one shape, one program
                 total, n = total + float(judged(p, held(part)))*len(part), n + len(part)
         return -total/n
-    best, history = fit(learnt, loss, batch_fn, spec=spec, seed=seed, evaluate=None if val is None else score, checkpoints=checkpoints, on_step=on_step)
+    best, history = fit(learnt, loss, batch_fn, spec=spec, seed=seed, evaluate=None if val is None else score, checkpoints=checkpoints, on_step=on_step, **how)
     return frozen | best, history
 
 # %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae42
@@ -355,7 +368,7 @@ def train_task(
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
     weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, train=train, val=val,
-        photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps, row),
+        photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps + getattr(spec, 'unfreeze_steps', 0), row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)
     return history

@@ -1,0 +1,70 @@
+"Heads first, then the backbone with them: what learns, and that a killed run ends with the same bits"
+import numpy as np
+import pytest
+
+from sads_jax.core.params import Params
+from sads_jax.data.connectors import ConnectorFactory, ingest
+from sads_jax.models.store import load_model
+from sads_jax.training.trainers import train_task
+
+TRAINER = {'kind': 'finetune', 'views': 1, 'steps': 8, 'warmup': 2, 'batch_size': 4, 'eval_every': 4, 'unfreeze_steps': 8, 'unfreeze_from': 9}
+
+
+class Killed(BaseException): pass
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    params = Params.model_validate({'data': {'kind': 'synthetic', 'n_parts': 16, 'exposures': 1, 'size': 64}})
+    data = ingest(ConnectorFactory(params.data, seed=0), tmp_path_factory.mktemp('data')/'data')
+    ids = [r.id for r in data.images]
+    return data, {'train': ids[4:], 'val': ids[:4]}
+
+
+def trained(photographs, out, task='detector', checkpoints=None, progress=lambda *a: None, **changes):
+    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'detector': {'width': 8, 'trainer': TRAINER | changes},
+        'classifier': {'crop': 32, 'trainer': TRAINER | changes}, 'segmenter': {'crop': 32, 'width': 8, 'trainer': TRAINER | changes}})
+    rows = train_task(task, *photographs, params, out, checkpoints=checkpoints, progress=progress)
+    return load_model(out)[1], rows
+
+
+@pytest.fixture(scope='module')
+def whole(photographs, tmp_path_factory):
+    return trained(photographs, tmp_path_factory.mktemp('whole'))
+
+
+def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photographs, whole, tmp_path):
+    heads, rows = trained(photographs, tmp_path, unfreeze_steps=0)
+    weights, more = whole
+    assert [r['step'] for r in rows] == [4, 8] and [r['step'] for r in more] == [4, 8, 12, 16]
+    assert rows == more[:2]  # the heads' part is the same
+    changed = {k for k in weights if not np.array_equal(weights[k], heads[k])}
+    backbone = {k for k in changed if k.startswith('backbone/')}
+    assert backbone == {k for k in weights if k.startswith('backbone/blocks/') and int(k.split('/')[2]) >= 9 and not k.endswith('/depthwise')}
+    assert {k for k in weights if k.startswith('head/') and 'standardise' not in k} == changed - backbone
+
+
+@pytest.mark.parametrize('at, again', [(6, 5), (14, 13)])
+def test_a_run_killed_in_either_part_ends_with_the_same_bits(photographs, whole, tmp_path, at, again):
+    seen, lives = [], [at]
+    def die(what, done, total, row):
+        if what != 'detector': return
+        seen.append((done, total))
+        if done in lives:
+            lives.clear()
+            raise Killed
+    with pytest.raises(Killed): trained(photographs, tmp_path/'out', checkpoints=tmp_path/'kept', progress=die)
+    assert seen[-1] == (at, 16)
+    seen.clear()
+    weights, rows = trained(photographs, tmp_path/'out', checkpoints=tmp_path/'kept', progress=die)
+    assert seen[0] == (again, 16)
+    for k in weights: assert weights[k].tobytes() == whole[0][k].tobytes(), k
+    assert rows == whole[1]
+
+
+@pytest.mark.parametrize('task', ['classifier', 'segmenter'])
+def test_models_of_crops_thaw_too(photographs, tmp_path, task):
+    frozen, _ = trained(photographs, tmp_path/'a', task, unfreeze_steps=0)
+    thawed, rows = trained(photographs, tmp_path/'b', task)
+    name = 'backbone/blocks/12/project'
+    assert not np.array_equal(frozen[name], thawed[name]) and all(np.isfinite(r['loss']) for r in rows)

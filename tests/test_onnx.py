@@ -17,7 +17,7 @@ from PIL import Image
 from test_parity_gate import LABELS, SIDE, WEIGHTS, cascade, crushed
 
 from sads_jax.core.errors import BundleError, SADSError
-from sads_jax.core.params import parse_params
+from sads_jax.core.params import TileSpec, parse_params
 from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
 from sads_jax.data.images import read_image
 from sads_jax.domains.surface.rules import rules_version
@@ -29,6 +29,7 @@ from sads_jax.models.backbone import pure, to_flat
 from sads_jax.models.store import MODELS
 from sads_jax.orchestrators.training import build_cascade, joint_weights
 from sads_jax.registry.bundle import load_pipeline, verify_bundle, write_bundle, write_golden
+from sads_jax.serving.service import warm_up
 
 rng = np.random.default_rng(0)
 
@@ -151,6 +152,18 @@ def close(a, b):
         for x, y in zip(a, b): close(x, y)
     elif isinstance(a, float): assert a == pytest.approx(b, abs=2e-4)
     else: assert a == b
+
+def test_tiles_and_the_server_take_the_form_too(made, tmp_path):
+    _, params, *_ = made
+    tiled = params.model_copy(update={'image': params.image.model_copy(update={'tile': TileSpec(overlap=24)})})
+    write(tmp_path/'tiled', tiled, export_onnx(cascade(), WEIGHTS, (SIDE, SIDE)))
+    large = np.full((130, 150, 3), 230, np.uint8)
+    large[20:50, 30:60], large[90:96, 100:140] = (20, 60, 250), (40, 50, 60)
+    a, b = (load_pipeline(tmp_path/'tiled', artefact=k) for k in ('float32', 'onnx'))
+    assert warm_up(b, 8) == 1 and b.predictor.compiles == 1
+    want, got = (p.inspect([large])[0].report for p in (a, b))
+    assert len(want.defects) > 1
+    close(*(json.loads(r.model_dump_json(exclude={'timings_ms'})) for r in (want, got)))
 
 def faulty(root, kind):
     "An OnnxPredictor with a fault that people really ship"

@@ -443,9 +443,11 @@ def link_weights(
         for key, n in (('offset', 8 + start + begin), ('length', end - begin)): t.external_data.add(key=key, value=str(n))
     return model.SerializeToString(deterministic=True)
 
-# %% ../../nbs/05_inference/25_onnx.ipynb #5f200445
+# %% ../../nbs/05_inference/25_onnx.ipynb #1cdd5f93
 class OnnxPredictor:
     "Letterbox, then one graph for each bucket, a photograph at a time"
+    batch_sizes = (1,)
+
     def __init__(
         self,
         graphs:Mapping[tuple[int, int], str|Path], # Height, width [px] of each bucket -> its file

@@ -51,6 +51,7 @@ def batch_plan(
 class BaseCVPredictor(Protocol):
     "Photographs in, findings out"
     buckets: tuple[tuple[int, int], ...] # Height, width of the canvases [px]
+    batch_sizes: tuple[int, ...] # photographs that are judged in one go, ascending
     compiles: int # programs compiled so far
 
     def predict(self, images:Sequence[np.ndarray]) -> list[tuple[Any, Placement]]:

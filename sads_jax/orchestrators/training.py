@@ -246,7 +246,7 @@ class CVTrainingOrchestrator:
             buckets = [tuple(b) for b in self.params.image.buckets]
             programs = {b: export_program(cascade, weights, b) for b in self.progress.track(buckets, 'export programs', len(buckets))}
             wanted = buckets if 'onnx' in self.params.export.artefacts else []
-            graphs = {b: export_onnx(cascade, weights, b, inputs=(IMAGE_FLOOR, BOX_FLOOR)) for b in self.progress.track(wanted, 'export ONNX graphs', len(wanted))}
+            graphs = {b: export_onnx(cascade, weights, b, inputs=[k for k in (IMAGE_FLOOR, BOX_FLOOR) if k in weights]) for b in self.progress.track(wanted, 'export ONNX graphs', len(wanted))}
             write_bundle(self.bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from sads_jax.ops.crops import crop_and_resize, host_paste_mask, paste_mask
+from sads_jax.ops.crops import crop_and_resize, paste_mask
+from sads_jax.ops.host import host_components, host_paste_mask
 from sads_jax.ops.nms import batched_nms
-from sads_jax.ops.regions import components, host_components
+from sads_jax.ops.regions import components
 
 
 def overlaps(box, boxes):

@@ -3,8 +3,10 @@
 Modules:
 
 - `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
+- `sads_jax.inference.onnx`: The whole cascade as one ONNX graph for each bucket, which onnxruntime runs without JAX
 - `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
 - `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back
+- `sads_jax.ops.host`: What is measured outside any program: regions of a mask, their length, and masks laid where they belong
 - `sads_jax.ops.nms`: Exact greedy suppression at fixed shapes: one box for each defect
 - `sads_jax.ops.regions`: Connected components, their areas, boxes and lengths: inside a program and on the host"""
 

@@ -15,6 +15,7 @@ from scipy.spatial.distance import pdist
 
 from sads_jax.ops import boxes as B
 from sads_jax.ops import crops as C
+from sads_jax.ops import host as H
 from sads_jax.ops import regions as R
 from sads_jax.ops.nms import batched_nms, nms
 
@@ -194,16 +195,16 @@ def test_paste_of_scipy_and_host():
         want = np.zeros((37, 52))
         if inside.any(): want = np.where(inside, sampled(mask[...,None], None, (y - y1)/(y2 - y1)*13, (x - x1)/(x2 - x1)*13)[...,0], 0)
         np.testing.assert_allclose(got, want, atol=1e-4)
-        host = C.host_paste_mask(mask, box, 37, 52)
+        host = H.host_paste_mask(mask, box, 37, 52)
         np.testing.assert_array_equal(host, got)
-    assert not C.host_paste_mask(mask, [np.nan]*4, 5, 6).any()
+    assert not H.host_paste_mask(mask, [np.nan]*4, 5, 6).any()
     assert not np.asarray(C.paste_mask(mask, np.full(4, np.nan, F), 5, 6)).any()
 
 def test_paste_on_the_grid_is_the_mask():
     mask = np.random.default_rng(10).random((9, 9)).astype(F)
     out = np.asarray(C.paste_mask(mask, np.array([4, 2, 13, 11], F), 20, 30))
     np.testing.assert_array_equal(out[2:11, 4:13], mask)
-    np.testing.assert_array_equal(out, C.host_paste_mask(mask, [4, 2, 13, 11], 20, 30))
+    np.testing.assert_array_equal(out, H.host_paste_mask(mask, [4, 2, 13, 11], 20, 30))
     assert out.sum() == pytest.approx(mask.sum(), rel=1e-5)
 
 def test_crop_then_paste_returns_the_ramp():
@@ -257,7 +258,7 @@ HARD = {'empty':np.zeros((24, 24), bool), 'full':np.ones((24, 24), bool), 'check
 @pytest.mark.parametrize('name', HARD)
 def test_components_hard(name):
     want, n = flood(HARD[name])
-    labels, count = R.host_components(HARD[name])
+    labels, count = H.host_components(HARD[name])
     assert count == n and labels.dtype == np.int32
     np.testing.assert_array_equal(labels, want)
     np.testing.assert_array_equal(R.components(HARD[name]), want)
@@ -270,7 +271,7 @@ def test_components_random():
     assert got.dtype == jnp.int32
     for m, labels in zip(masks, np.asarray(got)):
         np.testing.assert_array_equal(labels, ndimage.label(m, np.ones((3, 3)))[0])
-        np.testing.assert_array_equal(labels, R.host_components(m)[0])
+        np.testing.assert_array_equal(labels, H.host_components(m)[0])
     for m, labels in zip(masks[:100], np.asarray(got)): np.testing.assert_array_equal(labels, flood(m)[0])
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 30), (30, 1), (17, 40)])
@@ -292,20 +293,20 @@ def test_region_properties():
             one = labels == k + 1
             assert got.area[i, k] == one.sum()
             assert got.bbox[i, k].tolist() == [xs.start, ys.start, xs.stop, ys.stop]
-            assert got.length[i, k] == pytest.approx(R.max_feret(one), rel=1e-6)
-            if i < 30: assert R.max_feret(one) == pytest.approx(length_of_all_corners(one), rel=1e-12)
+            assert got.length[i, k] == pytest.approx(H.max_feret(one), rel=1e-6)
+            if i < 30: assert H.max_feret(one) == pytest.approx(length_of_all_corners(one), rel=1e-12)
         for a in got: assert not a[i, n:].any()
 
 def test_max_feret():
     rng = np.random.default_rng(15)
     for _ in range(300):
         m = rng.random((rng.integers(1, 25), rng.integers(1, 25))) < rng.uniform(.01, .5)  # scattered: rows without a pixel too
-        if not m.any(): assert R.max_feret(m) == 0; continue
-        assert R.max_feret(m) == pytest.approx(length_of_all_corners(m), rel=1e-12)
-        assert R.max_feret(m.T) == R.max_feret(m) == R.max_feret(m[::-1])
+        if not m.any(): assert H.max_feret(m) == 0; continue
+        assert H.max_feret(m) == pytest.approx(length_of_all_corners(m), rel=1e-12)
+        assert H.max_feret(m.T) == H.max_feret(m) == H.max_feret(m[::-1])
     disc = np.hypot(*(np.indices((400, 400)) - 200.)) < 150
-    assert R.max_feret(disc) == pytest.approx(300, abs=2)
-    assert R.max_feret(np.ones((3000, 4000), np.uint8)) == 5000
+    assert H.max_feret(disc) == pytest.approx(300, abs=2)
+    assert H.max_feret(np.ones((3000, 4000), np.uint8)) == 5000
 
 
 # --------------------------------------------------------------------------- all in one exported program

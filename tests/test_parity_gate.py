@@ -75,12 +75,15 @@ class Stretched(CVPredictor):
         stretch = lambda x: np.asarray(Image.fromarray(x).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         return [(stretch(x), Placement(0, 1., 0, 0, SIDE, SIDE, *x.shape[:2])) for x in images]
 
+def crushed():
+    "Weights with one scale for everything, set by an outlier that is not there: few levels are left"
+    top = np.abs(KERNEL).max()*400
+    return WEIGHTS | {'detector/kernel': (np.rint(KERNEL/top*127)*top/127).astype(np.float32)}
+
 def faulty(python, kind):
     from dataclasses import replace
-    top = np.abs(KERNEL).max()*400  # one scale for everything, set by an outlier that is not there: few levels are left
-    crushed = WEIGHTS | {'detector/kernel': (np.rint(KERNEL/top*127)*top/127).astype(np.float32)}
     predictor = {'preprocessing': lambda: Stretched(cascade(), WEIGHTS, [(SIDE, SIDE)], (1,)), 'swap': lambda: CVPredictor(cascade(swap=True), WEIGHTS, [(SIDE, SIDE)], (1,)),
-        'quantisation': lambda: CVPredictor(cascade(), crushed, [(SIDE, SIDE)], (1,))}[kind]()
+        'quantisation': lambda: CVPredictor(cascade(), crushed(), [(SIDE, SIDE)], (1,))}[kind]()
     return replace(python, predictor=predictor)
 
 @pytest.mark.parametrize('kind, stage', [('preprocessing', 'preprocessing'), ('swap', 'detector'), ('quantisation', 'detector')])

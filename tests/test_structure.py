@@ -88,6 +88,10 @@ def test_core_cli_and_reading_images_do_not_import_jax():
     heavy = loaded_by(', '.join(LIGHT)) & (TRAINING_STACK | {'jax'})
     assert not heavy, heavy
 
+def test_judging_with_another_runtime_does_not_import_jax():
+    heavy = loaded_by('sads_jax.inference.onnx, sads_jax.domains.surface.pipeline, sads_jax.domains.surface.tiling, sads_jax.registry.bundle') & (TRAINING_STACK | {'jax'})
+    assert not heavy, heavy
+
 def test_serving_does_without_the_training_stack():
     served = [m for m in FILES if room(m) in ('ops', 'inference', 'domains', 'serving') and FILES[m].name != '__init__.py'
               or m in ('sads_jax.registry.bundle', 'sads_jax.data.images')]

@@ -44,8 +44,9 @@ def greedy(boxes, scores, iou=.5):
 def operations():
     import jax
 
+    from sads_jax.ops.host import host_components
     from sads_jax.ops.nms import batched_nms
-    from sads_jax.ops.regions import components, host_components
+    from sads_jax.ops.regions import components
     survivors = lambda boxes, scores, valid, n: jax.block_until_ready(batched_nms(boxes, scores, valid, iou=.5, max_out=n))
     jobs, agree = {}, {}
     for n, b in NMS:

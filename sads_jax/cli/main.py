@@ -68,7 +68,7 @@ _SettingsFile = Annotated[Path, typer.Option('--settings', metavar='FILE', help=
 _Workdir = Annotated[Path, typer.Option('--workdir', metavar='DIR', help='Everything is written below it; other than ".", it also gets the resolved params.yaml.')]
 _Bundle = Annotated[Path|None, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle, e.g. bundle.')]
 _Model = Annotated[str|None, typer.Option('--model', metavar='NAME@ALIAS', help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.')]
-_Artefact = Annotated[str|None, typer.Option('--artefact', metavar='FORM', help='Form of the model: float32, bf16 or int8, as far as the bundle holds it; default in settings.ini.')]
+_Artefact = Annotated[str|None, typer.Option('--artefact', metavar='FORM', help='Form of the model: float32, bf16, int8 or onnx, as far as the bundle holds it; default in settings.ini.')]
 _Task = Annotated[str|None, typer.Option('--task', metavar='TASK', help='detector, classifier or segmenter; all three if left out.')]
 _PARAMS, _SETTINGS, _HERE = Path('params.yaml'), Path('settings.ini'), Path('.')
 

@@ -21,8 +21,9 @@ PARITY_EXAMPLES = epilog('sads parity bundle', 'sads parity bundle --models mode
 
 def _size(bundle, artefact):
     "What a station needs of the bundle [MB]"
-    weights = 'weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors'
-    return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in (bundle/'programs').iterdir()))/1e6
+    weights = 'weights.safetensors' if artefact in ('float32', 'onnx') else f'weights.{artefact}.safetensors'
+    programs = bundle.glob('*.onnx') if artefact == 'onnx' else (bundle/'programs').iterdir()
+    return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in programs))/1e6
 
 def parity(
     bundle:Annotated[Path, typer.Argument(metavar='BUNDLE', help='Folder of a model bundle.')]=Path('bundle'),

@@ -333,7 +333,7 @@ class DecisionSpec(Spec):
 
 class ExportSpec(Spec):
     "Forms of the model that a bundle holds beside float32; each must judge as the networks in Python did, or nothing is registered"
-    artefacts: tuple[Literal['bf16', 'int8'], ...] = () # smaller weights for the same program
+    artefacts: tuple[Literal['bf16', 'int8', 'onnx'], ...] = () # smaller weights for the same program; onnx: graphs that onnxruntime runs without JAX (extra onnx)
     photographs: _count = 256 # calibration photographs that all forms judge before registering, at most; the golden ones come on top
 
 class EvaluateSpec(Spec):

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     registry_artifacts: Path = Path('.sads/registry') # where an embedded registry keeps bundles
     model_name: str = 'sads' # name of the registered model
     cache_dir: Path = Path('.sads/cache') # compiled programs and frozen features
-    artefact: Literal['float32', 'bf16', 'int8'] = 'float32' # form of the model that is loaded; all that are registered decide alike
+    artefact: Literal['float32', 'bf16', 'int8', 'onnx'] = 'float32' # form of the model that is loaded; all that are registered decide alike
     cpu_threads: int = 2 # XLA's CPU pool; fixed, since the sum's order and so a model's last bits depend on it
     progress: Literal['auto', 'bar', 'plain', 'none'] = 'auto'
 

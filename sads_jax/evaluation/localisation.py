@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import Judged, MetricFactory, score_levels
-from ..ops.regions import host_components
+from ..ops.host import host_components
 
 # %% ../../nbs/07_evaluation/12_localisation.ipynb #63b272c9
 def region_votes(

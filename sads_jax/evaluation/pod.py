@@ -18,7 +18,7 @@ from scipy.stats import chi2
 
 from ..data.records import ImageRecord, instance_masks
 from .metrics import Judged, MetricFactory, match_boxes, reported_boxes
-from ..ops.regions import max_feret
+from ..ops.host import max_feret
 
 # %% ../../nbs/07_evaluation/22_pod.ipynb #c972d92f
 class PodFit(NamedTuple):

@@ -20,7 +20,8 @@ from ..core.errors import BundleError, SADSError
 
 # %% ../../nbs/05_inference/40_parity.ipynb #7c2510f0
 _SCALE, _BF16, _ROWS = '#scale', '#bf16', 32
-ARTEFACTS = 'float32', 'bf16', 'int8' # forms of the weights that a bundle may hold; the first it always does
+_COMPACT = 'bf16', 'int8'
+ARTEFACTS = 'float32', *_COMPACT, 'onnx' # forms of a model that a bundle may hold; the first it always does
 
 def compact_weights(
     params:Mapping[str, np.ndarray], # Flat: 'a/b/kernel' -> array
@@ -29,7 +30,7 @@ def compact_weights(
     least:int=2**14, # Arrays of fewer numbers are kept as they are
 ) -> dict[str, np.ndarray]: # To be stored; `widen` gives float32 again
     "Smaller weights: float32 arrays of two axes or more, as bf16, or as int8 with a scale for every 32 rows of an output channel; `ValueError` on another kind"
-    if kind not in ARTEFACTS[1:]: raise ValueError(f'weights are compacted to {" or ".join(ARTEFACTS[1:])}, not {kind!r}')
+    if kind not in _COMPACT: raise ValueError(f'weights are compacted to {" or ".join(_COMPACT)}, not {kind!r}')
     out = {}
     for k, v in sorted(params.items()):
         v = np.asarray(v)
@@ -67,6 +68,7 @@ MEASURES = {'canvas': ('preprocessing', 'largest difference of a pixel, grey lev
     'mask': ('segmenter', '1 - IoU of two masks of a defect'), 'box': ('segmenter', 'largest move of a side of a box, px'),
     'alone': ('segmenter', 'share of the defective area that lies in defects only one of them has')} # Measure -> stage, what it says
 EXACT = {'canvas': 0., 'map': 2e-3, 'score': 2e-3, 'label': 2e-3, 'mask': .02, 'box': 1., 'alone': 0.} # the same numbers in another program: rounding, and a mask pixel on the edge
+_WHOLE = 'float32', 'onnx' # forms held to EXACT
 REDUCED = {'canvas': 0., 'map': .4, 'score': .15, 'label': .2, 'mask': .4, 'box': 12., 'alone': .4} # fewer bits; the verdict must be the same all the same
 
 def canvas_digest(
@@ -178,8 +180,8 @@ def compare_forms(
     photos:Iterable[tuple[str, np.ndarray]], # Name, uint8 [H, W, 3]
     progress:Callable[[str], None]=lambda name: None, # Called after each photograph
 ) -> list[Parity]: # One for each candidate
-    "Let all judge the same photographs; float32 must be exact, others may drift as `REDUCED` says"
-    out = [Parity(k, EXACT if k == ARTEFACTS[0] else REDUCED) for k in candidates]
+    "Let all judge the same photographs; float32 and onnx must be exact, others may drift as `REDUCED` says"
+    out = [Parity(k, EXACT if k in _WHOLE else REDUCED) for k in candidates]
     for name, photo in photos:
         want = reference[name] if isinstance(reference, Mapping) else look(reference, photo)
         for p in out: p.add(name, want, look(candidates[p.artefact], photo))

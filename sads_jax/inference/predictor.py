@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..core.errors import SADSError
@@ -26,6 +24,7 @@ def use_compilation_cache(
     folder:str|Path, # Made if missing
 ) -> Path: # Its absolute path
     "Keep every program compiled from now on in `folder`, for this process and later ones; `SADSError` if it can't be written"
+    import jax
     folder = Path(folder).expanduser().absolute()
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise SADSError(f'cannot be made: {e.strerror}', where=folder, remedy='Set cache_dir in settings.ini') from e
@@ -52,6 +51,7 @@ def batch_plan(
 class BaseCVPredictor(Protocol):
     "Photographs in, findings out"
     buckets: tuple[tuple[int, int], ...] # Height, width of the canvases [px]
+    batch_sizes: tuple[int, ...] # photographs that are judged in one go, ascending
     compiles: int # programs compiled so far
 
     def predict(self, images:Sequence[np.ndarray]) -> list[tuple[Any, Placement]]:
@@ -70,6 +70,7 @@ class CVPredictor:
         batch_sizes:Sequence[int]=(1, 8, 32),
         cache_dir:str|Path|None=None, # See `use_compilation_cache`
     ):
+        import jax
         self.buckets = tuple((int(h), int(w)) for h, w in buckets)
         self.batch_sizes = tuple(sorted({int(s) for s in batch_sizes}))
         if not self.batch_sizes or self.batch_sizes[0] < 1: raise SADSError(f'batch sizes must be positive, not {tuple(batch_sizes)}')
@@ -98,6 +99,7 @@ class CVPredictor:
         images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
     ) -> list[tuple[Any, Placement]]: # What the program says of each, as numpy without the leading B; and where it lies on its canvas
         "In the order of `images`; what is said of one doesn't depend on the others"
+        import jax
         placed = self.place(images)
         out:list = [None]*len(placed)
         for bucket in range(len(self.buckets)):
@@ -118,6 +120,7 @@ class CVPredictor:
     def _program(self, bucket, size):
         with self._lock:
             if (bucket, size) not in self._compiled:
-                images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), jnp.uint8)
+                import jax
+                images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
                 self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
             return self._compiled[bucket, size]

@@ -37,6 +37,7 @@ def _same(n, k, s):
     pad = max((out - 1)*s + k - n, 0)
     return pad//2, pad - pad//2, out
 
+@partial(jax.jit, static_argnames='stride')
 def depthwise(
     x:ArrayLike, # [B, H, W, C]
     kernel:ArrayLike, # [k, k, C]

@@ -92,7 +92,7 @@ def joint_weights(
     "All weights in one flat dictionary, and the cascade's two floors at 0"
     import numpy as np
 
-    from sads_jax.domains.surface.orchestrator import BOX_FLOOR, IMAGE_FLOOR
+    from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
     return {f'{t}/{k}': v for t, (_, weights, _) in models.items() for k, v in weights.items() if v.size} | {IMAGE_FLOOR: np.float32(0), BOX_FLOOR: np.float32(0)}
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #e72d438f
@@ -230,8 +230,10 @@ class CVTrainingOrchestrator:
         from sads_jax.data.splits import read_fingerprint
         from sads_jax.domains.surface.rules import check_decision, rules_version
         from sads_jax.evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
+        from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
         from sads_jax.evaluation.probability import fit_probability
         from sads_jax.inference.export import export_program
+        from sads_jax.inference.onnx import export_onnx
         from sads_jax.registry.bundle import load_pipeline, seal_bundle, set_threshold, write_bundle, write_golden
         with self._stage('calibrate'):
             data, split = self.data(), self.split_ids()
@@ -243,7 +245,9 @@ class CVTrainingOrchestrator:
             cascade, weights = build_cascade(models, self.params, data.categories), joint_weights(models)
             buckets = [tuple(b) for b in self.params.image.buckets]
             programs = {b: export_program(cascade, weights, b) for b in self.progress.track(buckets, 'export programs', len(buckets))}
-            write_bundle(self.bundle, weights=weights, programs=programs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
+            wanted = buckets if 'onnx' in self.params.export.artefacts else []
+            graphs = {b: export_onnx(cascade, weights, b, inputs=[k for k in (IMAGE_FLOOR, BOX_FLOOR) if k in weights]) for b in self.progress.track(wanted, 'export ONNX graphs', len(wanted))}
+            write_bundle(self.bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})
             records = [data.by_id[i] for i in split['calibration'] if data.by_id[i].defective is not None]

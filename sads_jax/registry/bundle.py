@@ -145,18 +145,24 @@ def write_bundle(
     chosen:Mapping[str, Any]|None=None, # How the threshold was chosen
     batch_sizes:Iterable[int]=(1, 8, 32), # That the predictor may compile
     anomaly_limit:float|None=None, # Distance from good parts beyond which a clean part goes to REVIEW
+    graphs:Mapping[tuple[int, int], bytes]|None=None, # Height, width [px] of each bucket -> what `export_onnx` gave, where `export.artefacts` asks for onnx
 ) -> str: # Version
-    "Write and seal a bundle without golden set; `BundleError` if a bucket has no program"
+    "Write and seal a bundle without golden set; `BundleError` if a bucket has no program or graph"
     from sads_jax.inference.export import save_weights
+    from sads_jax.inference.onnx import link_weights
     from sads_jax.inference.parity import compact_weights
     folder, labels, buckets = Path(folder), list(labels), [tuple(b) for b in params.image.buckets]
     if missing := [b for b in buckets if b not in programs]: raise BundleError(f'no program for bucket {missing[0]}', where=folder, remedy='Export one program for each of image.buckets')
+    onnx = 'onnx' in params.export.artefacts
+    if onnx and (missing := [b for b in buckets if b not in (graphs or {})]): raise BundleError(f'no ONNX graph for bucket {missing[0]}', where=folder, remedy='Export one graph for each of image.buckets')
     if folder.exists(): shutil.rmtree(folder)
     (folder/'programs').mkdir(parents=True)
     params = portable_params(params)
     decision = _decision(threshold, rules_version, params.decision, chosen, anomaly_limit)
     save_weights(folder/'weights.safetensors', weights)
-    for kind in params.export.artefacts: save_weights(folder/f'weights.{kind}.safetensors', compact_weights(weights, kind))
+    for kind in params.export.artefacts:
+        if kind != 'onnx': save_weights(folder/f'weights.{kind}.safetensors', compact_weights(weights, kind))
+    for h, w in buckets if onnx else (): (folder/f'{h}x{w}.onnx').write_bytes(link_weights(graphs[h, w], folder/'weights.safetensors'))
     for h, w in buckets: (folder/'programs'/f'{h}x{w}.jaxexport').write_bytes(programs[h, w])
     for name, tree in {'labels': labels, 'decision': decision, 'data': dict(data), 'code': dict(code),
             'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)}}.items():
@@ -295,38 +301,46 @@ def load_pipeline(
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
     every_box:bool=True, # Also name and outline boxes that cannot count at this threshold, as evaluation wants it; False does less work and gives the same reports
-    artefact:str|None=None, # float32, bf16 or int8, see `export.artefacts` of params.yaml; default: the settings'
+    artefact:str|None=None, # float32, bf16, int8 or onnx, see `export.artefacts` of params.yaml; default: the settings'
 ): # SADSPipeline
-    "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library"
+    "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library, and for onnx no JAX"
     folder = Path(folder)
     version = verify_bundle(folder)
     import numpy as np
 
     from sads_jax.core.settings import load_settings
-    from sads_jax.core.types import Findings
-    from sads_jax.domains.surface.orchestrator import BOX_FLOOR, IMAGE_FLOOR
+    from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR, Findings
     from sads_jax.domains.surface.pipeline import SADSPipeline
     from sads_jax.domains.surface.postprocessor import SADSPostprocessor
     from sads_jax.domains.surface.tiling import TiledPredictor
-    from sads_jax.inference.export import load_program, load_weights
-    from sads_jax.inference.parity import widen
-    from sads_jax.inference.predictor import CVPredictor
     settings, info = settings or load_settings(), read_bundle(folder)
     artefact = artefact or settings.artefact
     held = ('float32', *info.params.export.artefacts)
     if artefact not in held: raise BundleError(f'holds no {artefact} form', where=folder, remedy=f"It holds {', '.join(held)}; set export.artefacts and run calibrate again")
     buckets = [tuple(b) for b in info.preprocess['buckets']]
-    path = lambda h, w: folder/'programs'/f'{h}x{w}.jaxexport'
-    programs = {b: load_program(path(*b).read_bytes(), Findings, where=path(*b)) for b in buckets}
-    weights = widen(load_weights(folder/('weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors')))
     decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'),
         probabilities=info.decision.get('probabilities'))
-    if not every_box and not info.params.image.tile and IMAGE_FLOOR in weights:  # tiles are judged by their joint map
-        weights |= {k: np.float32(v - 1e-4) for k, v in ((IMAGE_FLOOR, decide.threshold), (BOX_FLOOR, decide.threshold*decide.box_share))}  # scores are rounded before they are compared
-    predictor = CVPredictor(programs, weights, buckets, info.preprocess['batch_sizes'], cache_dir=cache_dir)
+    floors = (0., 0.) if every_box or info.params.image.tile else (decide.threshold - 1e-4, decide.threshold*decide.box_share - 1e-4)  # scores are rounded before they are compared; tiles are judged by their joint map
+    floors = dict(zip((IMAGE_FLOOR, BOX_FLOOR), map(np.float32, floors)))
+    if artefact == 'onnx': predictor = _onnx_predictor(folder, buckets, Findings, floors)
+    else: predictor = _jax_predictor(folder, buckets, Findings, floors, artefact, info.preprocess['batch_sizes'], cache_dir)
     if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     return SADSPipeline(predictor, decide, model_version=version, rules_version=info.decision['rules_version'],
         station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels)
+
+def _onnx_predictor(folder, buckets, outputs, floors):
+    "Needs no JAX"
+    from sads_jax.inference.onnx import OnnxPredictor
+    return OnnxPredictor({(h, w): folder/f'{h}x{w}.onnx' for h, w in buckets}, buckets, outputs, floors)
+
+def _jax_predictor(folder, buckets, outputs, floors, artefact, batch_sizes, cache_dir):
+    from sads_jax.inference.export import load_program, load_weights
+    from sads_jax.inference.parity import widen
+    from sads_jax.inference.predictor import CVPredictor
+    path = lambda h, w: folder/'programs'/f'{h}x{w}.jaxexport'
+    programs = {b: load_program(path(*b).read_bytes(), outputs, where=path(*b)) for b in buckets}
+    weights = widen(load_weights(folder/('weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors')))
+    return CVPredictor(programs, weights | {k: v for k, v in floors.items() if k in weights}, buckets, batch_sizes, cache_dir=cache_dir)
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #cb3d3777
 def attach_metrics(

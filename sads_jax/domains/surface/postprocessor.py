@@ -20,8 +20,7 @@ from ...core.types import RLE, Defect, Findings, Reason, Verdict
 from ...data.images import Placement, to_original
 from .rules import _number, check_decision, judge
 from .zones import zone_areas
-from ...ops.crops import host_paste_mask
-from ...ops.regions import host_components, max_feret
+from ...ops.host import host_components, host_paste_mask, max_feret
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #54c23f2e
 _MAP = 4 # canvas px per pixel of the defect map

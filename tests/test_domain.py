@@ -232,3 +232,19 @@ def test_reports_are_equal_at_any_batch_size_and_from_the_exported_program():
     programs = {b: load_program(export_program(F.random_cascade(), params, b, platforms=('cpu',)), Findings) for b in F.BUCKETS}
     assert alone == [plain(r) for r in pipeline_of(programs, params, threshold=.985, sizes=(3,)).run_inference(photos, batch_size=3)]
     assert any('"defects":[{' in r for r in alone) and len({r.split('"')[3] for r in alone}) > 1  # not all the same verdict
+
+def test_one_look_for_both_networks_says_the_same():
+    "Features computed once and handed to both, or by each for itself"
+    from dataclasses import replace
+
+    import jax.numpy as jnp
+    apart, params, rng = F.random_cascade(), F.random_params(), np.random.default_rng(5)
+    images = np.stack([F.noise_image(rng, 64, 64) for _ in range(4)])
+    see = lambda params, crops: jax.nn.relu(crops*3 - 1)
+    name = lambda params, seen, boxes, canvas: jax.nn.softmax(seen.mean((1, 2)) + boxes[:, :3]*1e-3)
+    outline = lambda params, seen: jnp.clip(seen[..., 0], 0, 1)
+    apart = replace(apart, classifier_least=0., classify=lambda p, x, b, c: name(p, see(p, x), b, c), segment=lambda p, x: outline(p, see(p, x)))
+    together = replace(apart, look=see, classify=name, segment=outline)
+    a, b = (jax.device_get(jax.jit(c)(params, images)) for c in (apart, together))
+    assert a.valid.sum() > 4
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import dark_cascade as dark
+import numpy as np
 import pytest
 import yaml
 
@@ -297,3 +298,15 @@ def test_dvc_reruns_from_calibrate_when_a_decision_changes(tmp_path):
     (work/'params.yaml').write_text(text.replace('review_margin: 0.2', 'review_margin: 0.4'))
     assert repro() == ['calibrate', 'evaluate', 'register']
     assert repro() == []
+
+
+def test_one_look_serves_both_only_where_they_begin_alike():
+    "The same crop and the same frozen backbone; anything else, and each looks for itself"
+    from sads_jax.orchestrators.training import shared_backbone
+    facts = {'crop': 96, 'context': 1.5, 'least': 32, 'build': {'backbone': 'lite0'}}
+    weights = lambda v: {'backbone/stem': np.full(3, v, np.float32), 'head/x': np.float32([v])}
+    look = lambda mine, other, a=facts, b=facts: shared_backbone({'classifier': (None, mine, a), 'segmenter': (None, other, b)})
+    assert callable(look(weights(1), weights(1) | {'head/x': np.float32([2])}))
+    assert look(weights(1), weights(2)) is None
+    assert look(weights(1), weights(1), facts, facts | {'crop': 128}) is None
+    assert look(weights(1), weights(1), *[facts | {'build': {'backbone': 'plain'}}]*2) is None

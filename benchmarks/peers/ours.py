@@ -65,7 +65,7 @@ def operations():
 
 def cascade(bundle, lists, cache):
     from sads_jax.registry.bundle import load_pipeline
-    pipeline, lists, jobs = load_pipeline(bundle, cache_dir=cache), json.loads(Path(lists).read_text()), {}
+    pipeline, lists, jobs = load_pipeline(bundle, cache_dir=cache, every_box=False), json.loads(Path(lists).read_text()), {}
     for name, files in lists.items():
         for b in (8, 32): jobs[f"{name} batch {b}"] = partial(pipeline.run_inference, files, batch_size=b)
         for i, f in enumerate(files): jobs[f"{name} {i}"] = partial(pipeline.run_inference, [f], batch_size=1)

@@ -148,7 +148,7 @@ TrainerSpec = Annotated[Union[CnnSpec, FinetuneSpec, ContrastiveSpec], Field(dis
 
 class DetectorSpec(Spec):
     "Anchor-free detector: a dense defect map and boxes on it"
-    trainer: TrainerSpec = FinetuneSpec()
+    trainer: TrainerSpec = FinetuneSpec(steps=300, unfreeze_steps=200)
     width: _positive = 64 # channels of the head
     paste: _fraction = 0. # share of the defective images learnt from that are training defects pasted onto good training parts
     max_detections: _positive = 16 # K

@@ -8,9 +8,13 @@ Docs: https://sads-jax.github.io/sads_jax/05_inference/predictor.html.md"""
 __all__ = ['use_compilation_cache', 'batch_plan', 'BaseCVPredictor', 'CVPredictor']
 
 # %% ../../nbs/05_inference/30_predictor.ipynb #8b084478
+import hashlib
 import os
+import pickle
+import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,12 +41,43 @@ def use_compilation_cache(
         compilation_cache.reset_cache()  # JAX decides once, at its first compilation, whether there is a cache
     return folder
 
+# %% ../../nbs/05_inference/30_predictor.ipynb #53210f1a
+def _abilities():
+    "What machine code depends on, beyond its program"
+    import jax
+    import jaxlib
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0] if lines else '')
+    return [jax.__version__, jaxlib.__version__, platform.system(), platform.machine(), flags, os.environ.get('NPROC', os.cpu_count()), os.environ.get('XLA_FLAGS', '')]
+
+def _load_executable(path):
+    "What `_save_executable` wrote; None where it is missing, damaged or of another time"
+    from jax.experimental.serialize_executable import deserialize_and_load
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[32:]).digest() != data[:32]: return None
+        return deserialize_and_load(*pickle.loads(data[32:]))
+    except Exception: return None  # whatever the reason, it can be compiled
+
+def _save_executable(path, compiled):
+    "Write machine code with its digest, all or nothing; where it can't be, nothing is kept"
+    from jax.experimental.serialize_executable import serialize
+    part = path.with_name(f'{path.name}.{os.getpid()}')
+    try:
+        data = pickle.dumps(serialize(compiled))
+        part.write_bytes(hashlib.sha256(data).digest() + data)
+        part.replace(path)
+    except (OSError, ValueError, RuntimeError, pickle.PicklingError): part.unlink(missing_ok=True)
+
 # %% ../../nbs/05_inference/30_predictor.ipynb #6f57a3ab
 def batch_plan(
     n:int, # Photographs
     sizes:Sequence[int], # Batch sizes there are
+    threads:int=1, # That must all have work
 ) -> list[int]: # Sizes to run, in order; their sum is at least `n`
-    "Largest batches first, padding only below the smallest"
+    "Largest batches first that leave none of `threads` idle, padding only below the smallest"
+    sizes = [s for s in sizes if s*threads <= n] or [min(sizes)]
     plan, left = [], n
     for s in sorted(sizes, reverse=True): plan, left = plan + [s]*(left//s), left % s
     return plan + [min(sizes)]*(left > 0)
@@ -69,6 +104,7 @@ class CVPredictor:
         buckets:Sequence[tuple[int, int]], # Height, width [px]
         batch_sizes:Sequence[int]=(1, 8, 32),
         cache_dir:str|Path|None=None, # See `use_compilation_cache`
+        threads:int|None=None, # Programs run side by side; by default one a core on a CPU (NPROC, where it is set), else 1
     ):
         import jax
         self.buckets = tuple((int(h), int(w)) for h, w in buckets)
@@ -76,11 +112,14 @@ class CVPredictor:
         if not self.batch_sizes or self.batch_sizes[0] < 1: raise SADSError(f'batch sizes must be positive, not {tuple(batch_sizes)}')
         programs = programs if isinstance(programs, Mapping) else dict.fromkeys(self.buckets, programs)
         if missing := [b for b in self.buckets if b not in programs]: raise SADSError(f'no program for bucket {missing[0]}', remedy=f'There are {sorted(programs)}')
-        if cache_dir is not None: use_compilation_cache(cache_dir)
+        self._kept = None if cache_dir is None else use_compilation_cache(cache_dir)
+        self._digests = [getattr(programs[b], 'digest', None) for b in self.buckets]
         self._programs = [jax.jit(programs[b]) for b in self.buckets]
         self._params = {k: jax.device_put(params[k]) for k in sorted(params)}
         self._shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self._params.items()}
         self._compiled, self._lock = {}, threading.Lock()
+        self.threads = threads or (int(os.environ.get('NPROC') or os.cpu_count() or 1) if jax.default_backend() == 'cpu' else 1)
+        self._pool = ThreadPoolExecutor(self.threads)
 
     @property
     def compiles(self) -> int:
@@ -92,7 +131,7 @@ class CVPredictor:
         images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
     ) -> list[tuple[np.ndarray, Placement]]: # Canvas uint8 [bucket's H, W, 3], and where the photograph lies on it
         "What the program will see of each"
-        return [letterbox(x, self.buckets) for x in images]
+        return self._each(lambda x: letterbox(x, self.buckets), images)
 
     def predict(
         self,
@@ -102,15 +141,24 @@ class CVPredictor:
         import jax
         placed = self.place(images)
         out:list = [None]*len(placed)
+        def run(job):
+            bucket, size, now = job
+            batch = np.full((size, *self.buckets[bucket], 3), 127, np.uint8)
+            for row, i in enumerate(now): batch[row] = placed[i][0]
+            found = jax.device_get(self._program(bucket, size)(self._params, batch))
+            for row, i in enumerate(now): out[i] = jax.tree.map(lambda a, row=row: a[row], found), placed[i][1]
+        jobs = []
         for bucket in range(len(self.buckets)):
             group = [i for i, (_, p) in enumerate(placed) if p.bucket == bucket]
-            for size in batch_plan(len(group), self.batch_sizes):
-                now, group = group[:size], group[size:]
-                batch = np.full((size, *self.buckets[bucket], 3), 127, np.uint8)
-                for row, i in enumerate(now): batch[row] = placed[i][0]
-                found = jax.device_get(self._program(bucket, size)(self._params, batch))
-                for row, i in enumerate(now): out[i] = jax.tree.map(lambda a, row=row: a[row], found), placed[i][1]
+            for size in batch_plan(len(group), self.batch_sizes, self.threads):
+                jobs.append((bucket, size, group[:size]))
+                group = group[size:]
+        self._each(run, jobs)
         return out
+
+    def _each(self, work, items):
+        "`work` of each, in order; side by side where there are several"
+        return list((self._pool.map if self.threads > 1 and len(items) > 1 else map)(work, items))
 
     def warm_up(self) -> None:
         "Compile all programs, smallest batches first"
@@ -122,5 +170,17 @@ class CVPredictor:
             if (bucket, size) not in self._compiled:
                 import jax
                 images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
-                self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
+                path = self._executable(bucket, size)
+                ready = path and _load_executable(path)
+                if ready is None:
+                    ready = self._programs[bucket].lower(self._shapes, images).compile()
+                    if path: _save_executable(path, ready)
+                self._compiled[bucket, size] = ready
             return self._compiled[bucket, size]
+
+    def _executable(self, bucket, size):
+        "Where the machine code is kept; None for programs that are not known by a digest, and on accelerators"
+        import jax
+        if self._kept is None or self._digests[bucket] is None or jax.default_backend() != 'cpu': return None
+        facts = [self._digests[bucket], self.buckets[bucket], size, sorted((k, v.shape, str(v.dtype)) for k, v in self._shapes.items()), _abilities()]
+        return self._kept/f'{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.executable'

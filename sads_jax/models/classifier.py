@@ -53,8 +53,8 @@ class Classifier(nnx.Module):
         self.head = _NameHead(self.backbone.channels, n_classes, width, dropout, rngs=rngs)
 
     def features(self, crops, geometry):
-        "[N,S,S,3], [N,4] -> one array [N,F]: geometry, then mean and maximum of each channel"
-        maps = self.backbone(crops)
+        "[N,S,S,3] or the backbone's maps of them, [N,4] -> one array [N,F]: geometry, then mean and maximum of each channel"
+        maps = crops if isinstance(crops, tuple) else self.backbone(crops)
         return (jnp.concatenate([geometry, *(p for f in maps for p in (f.mean((1, 2)), f.max((1, 2))))], -1),)
 
     def __call__(self, crops, geometry): return self.head(self.features(crops, geometry))

@@ -46,7 +46,7 @@ class Segmenter(nnx.Module):
         self.head = _MaskHead(self.backbone.channels, width, dropout, rngs=rngs)
 
     def features(self, crops):
-        "[N,S,S,3] -> maps at strides 4, 8, 16, 32"
-        return self.backbone(crops)
+        "[N,S,S,3], or the backbone's maps of them -> maps at strides 4, 8, 16, 32"
+        return crops if isinstance(crops, tuple) else self.backbone(crops)
 
     def __call__(self, crops): return self.head(self.features(crops))

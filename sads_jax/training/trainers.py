@@ -281,9 +281,8 @@ def _whole_loss(model, task, frozen, more=None):
         return task.loss(said, target) + (more(p, features, target) if more and key is not None else 0.)
     return loss
 
-@TrainerFactory.register('finetune')
-def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task, model, train, val, seed, checkpoints, on_step, on_batch, **_):
-    "Heads on cached features of a frozen backbone, then both together; all weights and the history"
+def _heads(views, *, spec, task, model, train, val, seed, on_batch, **how):
+    "Heads on kept features of a frozen backbone; all weights and the history"
     params = to_flat(model)
     features = pure(model, lambda m, *x: m.features(*x))
     bank = FeatureBank(task, features, params, train, views, seed, on_batch=on_batch)
@@ -296,10 +295,16 @@ def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task,
     def loss(p, batch, key):
         f, target = batch
         return task.loss(head(p | frozen, f, key), target)
-    weights, history = _fit(loss, lambda step: bank.take(draw(step), np.random.default_rng((seed, step, 1))), learnt, frozen, spec=spec, seed=seed,
-        held=held and (lambda s: held.take(s)), val=val, checkpoints=checkpoints and checkpoints/'heads', keep=bool(unfreeze_steps), on_step=on_step)
+    return _fit(loss, lambda step: bank.take(draw(step), np.random.default_rng((seed, step, 1))), learnt, frozen, spec=spec, seed=seed,
+        held=held and (lambda s: held.take(s)), val=val, **how)
+
+@TrainerFactory.register('finetune')
+def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task, model, train, val, seed, checkpoints, on_step, on_batch, **_):
+    "Heads on kept features of a frozen backbone, then the backbone with them; all weights and the history"
+    weights, history = _heads(views, spec=spec, task=task, model=model, train=train, val=val, seed=seed, on_batch=on_batch, on_step=on_step,
+        checkpoints=checkpoints and checkpoints/'heads', keep=bool(unfreeze_steps))
     if not unfreeze_steps: return weights, history
-    del bank, held
+    draw = Sampler(train, task, spec.batch_size, seed)
     learnt, frozen = _split_params(weights, True, unfreeze_from)
     slower = spec.model_copy(update={'steps': unfreeze_steps, 'learning_rate': spec.learning_rate/2})
     weights, more = _fit(_whole_loss(model, task, frozen), lambda step: _gather(train, draw(spec.steps + step)), learnt, frozen, spec=slower, seed=seed,

@@ -92,8 +92,9 @@ class SADSInferenceOrchestrator:
     segmenter_least:float = 0.
     fit:bool = True # Are boxes drawn tight around their masks?
     nms_iou:float = .5 # Fitted boxes overlapping a better one by more are dropped
-    chunk:int = 4 # C, crops worked on at once
+    chunk:int = 1 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
+    look:Callable|None = None # (params, crops float32 [C, S, S, 3] in 0..1) -> what `classify` and `segment` get in place of crops; where both crop alike and begin alike
     anomaly:Callable|None = None # (params, float32 [1, H, W, 3] in 0..1, features as `detect` gave them) -> float32 [1], distance from good parts
 
     def __call__(
@@ -138,17 +139,22 @@ class SADSInferenceOrchestrator:
         order = jnp.concatenate([order, jnp.full(2*c, rows, jnp.int32)])
         these = lambda i: lax.dynamic_slice_in_dim(order, i*c, c)
 
+        sizes = ((self.classifier_crop, self.classifier_context, self.classifier_least), (self.segmenter_crop, self.segmenter_context, self.segmenter_least))
+        if self.look: sizes = sizes[:1]
+
         def load(i):
             at = jnp.minimum(these(i), rows - 1)
             cut = lambda size, context, least: crop_and_resize(images, square_context(boxes[at], context, least), at//k, size)
-            return (cut(self.classifier_crop, self.classifier_context, self.classifier_least),
-                    cut(self.segmenter_crop, self.segmenter_context, self.segmenter_least), boxes[at])
+            return tuple(cut(*s) for s in sizes), boxes[at]
 
-        canvas = images.shape[1:3]
-        work = lambda item: (self.classify(params, _floats(item[0]), item[2], canvas), self.segment(params, _floats(item[1])))
+        def work(item):
+            crops = [_floats(c) for c in item[0]]
+            named, outlined = [self.look(params, crops[0])]*2 if self.look else crops
+            return self.classify(params, named, item[1], images.shape[1:3]), self.segment(params, outlined)
+
         store = lambda results, i, out: jax.tree.map(lambda r, o: r.at[these(i)].set(o.astype(r.dtype), mode='drop'), results, out)
-        crop = lambda size: jax.ShapeDtypeStruct((c, size, size, 3), jnp.float32)
-        shapes = jax.eval_shape(work, (crop(self.classifier_crop), crop(self.segmenter_crop), jax.ShapeDtypeStruct((c, 4), jnp.float32)))
+        crops = tuple(jax.ShapeDtypeStruct((c, size, size, 3), jnp.float32) for size, *_ in sizes)
+        shapes = jax.eval_shape(work, (crops, jax.ShapeDtypeStruct((c, 4), jnp.float32)))
         results = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), jnp.float32), shapes)
         return _rounds((count + c - 1)//c, load, work, store, results)
 

@@ -58,7 +58,7 @@ def _load_executable(path):
         data = path.read_bytes()
         if hashlib.sha256(data[32:]).digest() != data[:32]: return None
         return deserialize_and_load(*pickle.loads(data[32:]))
-    except Exception: return None  # whatever the reason, it can be compiled
+    except (OSError, RuntimeError, ValueError, TypeError, ImportError, AttributeError, pickle.UnpicklingError): return None  # then it is compiled
 
 def _save_executable(path, compiled):
     "Write machine code with its digest, all or nothing; where it can't be, nothing is kept"

@@ -225,7 +225,7 @@ def test_serving_needs_no_training_library_and_no_model_code(programs, params, t
     assert python(LIGHT, str(tmp_path/'p'), str(tmp_path/'w')).split() == []
 
 
-# -- Threads and kept machine code
+# -- Threads
 
 def test_bits_do_not_depend_on_threads(loaded, programs, params, photos):
     "Side by side or one after the other"
@@ -237,30 +237,3 @@ def test_bits_do_not_depend_on_threads(loaded, programs, params, photos):
 def test_no_thread_is_idle_while_another_has_two_batches_worth(n, threads):
     plan = batch_plan(n, (1, 8, 32), threads)
     assert sum(plan) == n and len(plan) >= min(n, threads)
-
-KEPT = '''
-import sys, jax, numpy as np
-from sads_jax.inference.export import load_program
-from sads_jax.inference.predictor import CVPredictor
-compiled = []
-jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None)
-p = CVPredictor({(64, 64): load_program(open(sys.argv[1], "rb").read())}, {"a": np.float32(2)}, [(64, 64)], (1,), cache_dir=sys.argv[2])
-compiled.clear()
-(found, _), = p.predict([np.full((64, 64, 3), 51, np.uint8)])
-print(len(compiled), round(float(found[0]), 4))
-'''
-
-def test_machine_code_is_kept_and_a_damaged_file_is_not_believed(tmp_path):
-    bright = lambda params, images: images.astype(jnp.float32).mean((1, 2, 3))/255*params['a']
-    for name, f in ('one', bright), ('other', lambda params, images: 1 - bright(params, images)):
-        (tmp_path/name).write_bytes(export_program(f, {'a': np.float32(2)}, (64, 64), platforms=('cpu',)))
-    ask = lambda name: python(KEPT, str(tmp_path/name), str(tmp_path/'cache')).split()
-    assert ask('one') == ['1', '0.4']
-    kept, = (tmp_path/'cache').glob('*.executable')
-    assert ask('one') == ['0', '0.4']
-    assert ask('other') == ['1', '0.6'] and len([*(tmp_path/'cache').glob('*.executable')]) == 2
-    data = bytearray(kept.read_bytes())
-    data[len(data)//2] ^= 1
-    kept.write_bytes(data)
-    assert ask('one')[1] == '0.4'  # compiled, or taken from JAX's own cache, but not from this file
-    assert kept.read_bytes() != bytes(data)  # and written again

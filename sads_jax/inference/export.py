@@ -8,7 +8,6 @@ Docs: https://sads-jax.github.io/sads_jax/05_inference/export.html.md"""
 __all__ = ['export_program', 'load_program', 'save_weights', 'load_weights']
 
 # %% ../../nbs/05_inference/20_export.ipynb #7f5c6da4
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +54,7 @@ def load_program(
     outputs:Callable|None=None, # Made from the outputs: `Findings`; without it a tuple
     *,
     where:str|Path='program', # Named in errors
-) -> Callable: # (params, images) -> outputs; jit it, or hand it to `CVPredictor`; `.digest` names it
+) -> Callable: # (params, images) -> outputs; jit it, or hand it to `CVPredictor`
     "The function again, without the code that made it; `BundleError` if the bytes are no program, or one for other hardware"
     try: program = export.deserialize(bytearray(data))
     except Exception as e:  # flatbuffers raises whatever it trips over
@@ -70,7 +69,6 @@ def load_program(
             raise BundleError(f'the weights lack {", ".join(missing[:3])}', where=where, remedy='Program and weights come from different models')
         out = program.call({k: params[k] for k in names}, images)
         return outputs(*out) if outputs else out
-    run.digest = hashlib.sha256(data).hexdigest()
     return run
 
 def _param_names(program):

@@ -8,10 +8,7 @@ Docs: https://sads-jax.github.io/sads_jax/05_inference/predictor.html.md"""
 __all__ = ['use_compilation_cache', 'batch_plan', 'BaseCVPredictor', 'CVPredictor']
 
 # %% ../../nbs/05_inference/30_predictor.ipynb #8b084478
-import hashlib
 import os
-import pickle
-import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,35 +37,6 @@ def use_compilation_cache(
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
         compilation_cache.reset_cache()  # JAX decides once, at its first compilation, whether there is a cache
     return folder
-
-# %% ../../nbs/05_inference/30_predictor.ipynb #53210f1a
-def _abilities():
-    "What machine code depends on, beyond its program"
-    import jax
-    import jaxlib
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    flags = next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0] if lines else '')
-    return [jax.__version__, jaxlib.__version__, platform.system(), platform.machine(), flags, os.environ.get('NPROC', os.cpu_count()), os.environ.get('XLA_FLAGS', '')]
-
-def _load_executable(path):
-    "What `_save_executable` wrote; None where it is missing, damaged or of another time"
-    from jax.experimental.serialize_executable import deserialize_and_load
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]: return None
-        return deserialize_and_load(*pickle.loads(data[32:]))
-    except (OSError, RuntimeError, ValueError, TypeError, ImportError, AttributeError, pickle.UnpicklingError): return None  # then it is compiled
-
-def _save_executable(path, compiled):
-    "Write machine code with its digest, all or nothing; where it can't be, nothing is kept"
-    from jax.experimental.serialize_executable import serialize
-    part = path.with_name(f'{path.name}.{os.getpid()}')
-    try:
-        data = pickle.dumps(serialize(compiled))
-        part.write_bytes(hashlib.sha256(data).digest() + data)
-        part.replace(path)
-    except (OSError, ValueError, RuntimeError, pickle.PicklingError): part.unlink(missing_ok=True)
 
 # %% ../../nbs/05_inference/30_predictor.ipynb #6f57a3ab
 def batch_plan(
@@ -112,8 +80,7 @@ class CVPredictor:
         if not self.batch_sizes or self.batch_sizes[0] < 1: raise SADSError(f'batch sizes must be positive, not {tuple(batch_sizes)}')
         programs = programs if isinstance(programs, Mapping) else dict.fromkeys(self.buckets, programs)
         if missing := [b for b in self.buckets if b not in programs]: raise SADSError(f'no program for bucket {missing[0]}', remedy=f'There are {sorted(programs)}')
-        self._kept = None if cache_dir is None else use_compilation_cache(cache_dir)
-        self._digests = [getattr(programs[b], 'digest', None) for b in self.buckets]
+        if cache_dir is not None: use_compilation_cache(cache_dir)
         self._programs = [jax.jit(programs[b]) for b in self.buckets]
         self._params = {k: jax.device_put(params[k]) for k in sorted(params)}
         self._shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self._params.items()}
@@ -170,17 +137,5 @@ class CVPredictor:
             if (bucket, size) not in self._compiled:
                 import jax
                 images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
-                path = self._executable(bucket, size)
-                ready = path and _load_executable(path)
-                if ready is None:
-                    ready = self._programs[bucket].lower(self._shapes, images).compile()
-                    if path: _save_executable(path, ready)
-                self._compiled[bucket, size] = ready
+                self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
             return self._compiled[bucket, size]
-
-    def _executable(self, bucket, size):
-        "Where the machine code is kept; None for programs that are not known by a digest, and on accelerators"
-        import jax
-        if self._kept is None or self._digests[bucket] is None or jax.default_backend() != 'cpu': return None
-        facts = [self._digests[bucket], self.buckets[bucket], size, sorted((k, v.shape, str(v.dtype)) for k, v in self._shapes.items()), _abilities()]
-        return self._kept/f'{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.executable'

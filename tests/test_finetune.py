@@ -21,16 +21,19 @@ def photographs(tmp_path_factory):
     return data, {'train': ids[4:], 'val': ids[:4]}
 
 
-def trained(photographs, out, task='detector', checkpoints=None, progress=lambda *a: None, **changes):
+def trained(photographs, out, task='detector', detector=None, checkpoints=None, progress=lambda *a: None, **changes):
     params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'detector': {'width': 8, 'trainer': TRAINER | changes},
         'classifier': {'crop': 32, 'trainer': TRAINER | changes}, 'segmenter': {'crop': 32, 'width': 8, 'trainer': TRAINER | changes}})
-    rows = train_task(task, *photographs, params, out, checkpoints=checkpoints, progress=progress)
+    rows = train_task(task, *photographs, params, out, detector=detector, checkpoints=checkpoints, progress=progress)
     return load_model(out)[1], rows
 
 
 @pytest.fixture(scope='module')
-def whole(photographs, tmp_path_factory):
-    return trained(photographs, tmp_path_factory.mktemp('whole'))
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('whole')
+
+
+@pytest.fixture(scope='module')
+def whole(photographs, folder): return trained(photographs, folder)
 
 
 def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photographs, whole, tmp_path):
@@ -68,3 +71,13 @@ def test_models_of_crops_thaw_too(photographs, tmp_path, task):
     thawed, rows = trained(photographs, tmp_path/'b', task)
     name = 'backbone/blocks/12/project'
     assert not np.array_equal(frozen[name], thawed[name]) and all(np.isfinite(r['loss']) for r in rows)
+
+
+@pytest.mark.parametrize('task', ['classifier', 'segmenter'])
+def test_models_of_crops_start_from_the_detectors_backbone(photographs, whole, folder, tmp_path, task):
+    weights, _ = trained(photographs, tmp_path/'a', task, detector=folder, unfreeze_steps=0)
+    shared = [k for k in weights if k.startswith('backbone/')]
+    assert len(shared) > 50 and all(np.array_equal(weights[k], whole[0][k]) for k in shared)
+    thawed, _ = trained(photographs, tmp_path/'b', task, detector=folder)
+    moved = {k for k in shared if not np.array_equal(thawed[k], whole[0][k])}
+    assert moved and all(int(k.split('/')[2]) >= 9 for k in moved)

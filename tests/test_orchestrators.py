@@ -29,9 +29,8 @@ LABELS = dark.LABELS
 def test_dvc_yaml_is_the_table_of_stages():
     said = {}
     for name, s in yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'].items():
-        for item in s.get('foreach', [None]):
-            text = json.dumps(s.get('do', s)).replace('${item}', item or '')
-            d = json.loads(text)
+        for item, value in s.get('foreach', {None: None}).items():
+            d = json.loads(json.dumps(s.get('do', s)).replace('${key}', item or '').replace('${item}', value or ''))
             only = lambda xs: {next(iter(x)) if isinstance(x, dict) else x for x in xs}
             said[f'{name}@{item}' if item else name] = (d['cmd'], only(d.get('deps', [])), set(d.get('params', [])), only([*d.get('outs', []), *d.get('metrics', [])]))
     want = {}
@@ -74,8 +73,9 @@ ALL = list(T.STAGES)
 def test_a_change_reruns_what_follows_and_no_more(assignments, first):
     assert stale(*assignments) == ALL[ALL.index(first):]
 
-def test_one_task_leaves_the_others_alone():
+def test_one_task_leaves_those_alone_that_do_not_start_from_it():
     assert stale('segmenter.trainer.steps=9') == ['train@segmenter', 'calibrate', 'evaluate', 'register']
+    assert stale('detector.trainer.steps=9') == ALL[ALL.index('train@detector'):]
 
 def test_changed_photographs_are_noticed(tmp_path):
     (tmp_path/'a.png').write_bytes(b'1')
@@ -87,7 +87,7 @@ def test_changed_photographs_are_noticed(tmp_path):
 
 # ---------------------------------------------------------------- a whole run
 
-def fake_train(name, data, split, params, out, *, checkpoints=None, progress=None):
+def fake_train(name, data, split, params, out, *, detector=None, checkpoints=None, progress=None):
     "Leaves a checkpoint, may be killed, then writes a 'model'"
     log.append((name, checkpoints.name, checkpoints.exists()))
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,7 @@ def fake_train(name, data, split, params, out, *, checkpoints=None, progress=Non
     progress(name, 1, 1, {'loss': .5})
     out.mkdir(parents=True, exist_ok=True)
     (out/'history.csv').write_text('step,loss,score\n1,0.5,0.5\n')
+    (out/'model.safetensors').write_bytes(b'weights')
     (out/'model.json').write_text(json.dumps({'classes': list(data.categories)}))
 
 @pytest.fixture(scope='module')
@@ -206,6 +207,21 @@ def test_a_killed_training_is_continued_unless_something_changed(line):
     with pytest.raises(KeyboardInterrupt): line().train('detector')
     line('detector.trainer.learning_rate=0.1').train('detector')
     assert log[-1][1] != first and not log[-1][2]
+
+def test_the_models_of_crops_start_from_the_detector_that_is_there(line):
+    o = line()
+    with pytest.raises(DataError, match='train --task detector'): o.train('segmenter')
+    o.train('detector')
+    def begun():
+        killed.add('classifier')
+        with pytest.raises(KeyboardInterrupt): o.train('classifier')
+    begun()
+    o.train('classifier')
+    assert [t[2] for t in log if t[0] == 'classifier'] == [False, True]  # the second went on
+    begun()
+    o.path('models', 'detector', 'model.safetensors').write_bytes(b'other weights')
+    o.train('classifier')
+    assert [t[2] for t in log if t[0] == 'classifier'][2:] == [False, False]  # another start: nothing to go on with
 
 def test_stages_say_what_they_miss(line, tmp_path):
     for name, says in [('split', 'ingest'), ('train', 'ingest'), ('calibrate', 'ingest'), ('register', 'bundle')]:

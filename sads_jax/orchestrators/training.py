@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'STAGES', 'load_models', 'build_cascade', 'shared_backbone',
            'python_pipeline', 'pick_golden', 'CVTrainingOrchestrator']
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #ec3264a6
+import hashlib
 import json
 import shutil
 import time
@@ -31,8 +32,9 @@ _CASCADE = ('inference', 'domains', 'ops')
 def _stages():
     split = 'data/split', 'data/dataset'
     models = tuple(f'models/{t}' for t in TASKS)
-    trains = tuple(Stage(f'train@{t}', ('seed', 'image', t), (*_SEEN, 'data/dataset.py', 'data/augment.py', 'ops', 'models', 'training'), ('ingest', 'split'), split, (f'models/{t}',))
-        for t in TASKS)
+    learns = *_SEEN, 'data/dataset.py', 'data/augment.py', 'ops', 'models', 'training'
+    trains = (Stage('train@detector', ('seed', 'image', 'detector'), (*learns, 'models/pretrained.py'), ('ingest', 'split'), split, ('models/detector',)),
+        *(Stage(f'train@{t}', ('seed', 'image', t), learns, ('ingest', 'split', 'train@detector'), (*split, 'models/detector'), (f'models/{t}',)) for t in TASKS[1:]))
     return {s.name: s for s in (
         Stage('ingest', ('seed', 'data'), (*_SEEN, 'data/connectors.py', 'data/synthetic.py'), (), (), ('data/dataset',)),
         Stage('split', ('seed', 'split'), ('data/images.py', 'data/splits.py'), ('ingest',), ('data/dataset',), ('data/split',)),
@@ -81,7 +83,7 @@ def build_cascade(
 def shared_backbone(
     models:dict[str, tuple], # From `load_models`
 ): # (all params, crops float32 [N, S, S, 3]) -> feature maps; None where crops or backbones of the two differ
-    "What classifier and segmenter make of a crop before they go different ways: both keep the pretrained backbone as it came"
+    "What classifier and segmenter make of a crop before they go different ways: both keep the backbone they began with"
     from sads_jax.inference.adapters import bind, sub_params
     from sads_jax.models.backbone import Lite0, pure
     (_, named, c), (_, outlined, s) = models['classifier'], models['segmenter']
@@ -221,10 +223,13 @@ class CVTrainingOrchestrator:
             data, split = self.data(), self.split_ids()
             check_decision(self.params.decision, data.categories)  # better now than after the training
             fingerprint = read_fingerprint(self.path('data', 'split', 'split.json'))
-            checkpoints = self.path('.sads', 'checkpoints', f'{task}-{self._training_key(stage, fingerprint)}')
+            detector = None if task == 'detector' else self.path('models', 'detector')
+            if detector and not (detector/'model.safetensors').is_file():
+                raise DataError('no trained detector, whose backbone the others start from', where=detector, remedy='Run `sads stage train --task detector` first')
+            checkpoints = self.path('.sads', 'checkpoints', f'{task}-{self._training_key(stage, fingerprint, detector)}')
             if checkpoints.exists(): self.progress.say(f'{stage.name}: continuing from {checkpoints.relative_to(self.workdir)}')
             out = self.path('models', task)
-            train_task(task, data, split, self.params, out, checkpoints=checkpoints.absolute(), progress=self.progress)
+            train_task(task, data, split, self.params, out, detector=detector, checkpoints=checkpoints.absolute(), progress=self.progress)
             with self._tracker(stage.name, pick(self.params, stage.params), fingerprint) as run: log_history(run, out/'history.csv')
             for old in checkpoints.parent.glob(f'{task}-*'): shutil.rmtree(old)
 
@@ -412,10 +417,11 @@ class CVTrainingOrchestrator:
         root = getattr(self.params.data, 'root', None) if name == 'ingest' else None
         return digest([s.name, pick(self.params, s.params), code_hash(s.code), [self.key(n) for n in s.needs], root and folder_state(root)])
 
-    def _training_key(self, stage, fingerprint):
+    def _training_key(self, stage, fingerprint, detector):
         "Hash of all that the weights depend on"
         import jax
-        return digest([fingerprint, pick(self.params, stage.params), code_hash(stage.code), jax.__version__, jax.default_backend(), self.settings.cpu_threads])
+        begun = detector and hashlib.sha256((detector/'model.safetensors').read_bytes()).hexdigest()
+        return digest([begun, fingerprint, pick(self.params, stage.params), code_hash(stage.code), jax.__version__, jax.default_backend(), self.settings.cpu_threads])
 
     def _stage(self, name): return _Running(self, STAGES[name])
 

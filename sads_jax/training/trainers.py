@@ -30,7 +30,7 @@ from ..data.paste import paste_defects
 from ..models.backbone import pure, to_flat
 from ..models.classifier import box_geometry
 from ..models.detector import is_frozen
-from ..models.store import MODELS, save_model
+from ..models.store import MODELS, load_model, save_model
 from ..ops.boxes import square_context
 from ..ops.crops import crop_and_resize
 from .contrastive import pretrain, project, projection, supcon
@@ -281,13 +281,13 @@ def _whole_loss(model, task, frozen, more=None):
         return task.loss(said, target) + (more(p, features, target) if more and key is not None else 0.)
     return loss
 
-def _heads(views, *, spec, task, model, train, val, seed, on_batch, **how):
+def _heads(views, *, spec, task, model, start, train, val, seed, on_batch, **how):
     "Heads on kept features of a frozen backbone; all weights and the history"
-    params = to_flat(model)
+    params = start
     features = pure(model, lambda m, *x: m.features(*x))
     bank = FeatureBank(task, features, params, train, views, seed, on_batch=on_batch)
     for level, (mean, gain) in enumerate(bank.statistics()):
-        params |= {f'head/standardise/mean/{level}': jnp.asarray(mean), f'head/standardise/gain/{level}': jnp.asarray(gain)}
+        params = params | {f'head/standardise/mean/{level}': jnp.asarray(mean), f'head/standardise/gain/{level}': jnp.asarray(gain)}
     learnt, frozen = _split_params(params, True)
     head = pure(model, lambda m, f, key: m.head(f, key))
     held = FeatureBank(task, features, params, val, 1, seed) if val is not None else None
@@ -299,9 +299,9 @@ def _heads(views, *, spec, task, model, train, val, seed, on_batch, **how):
         held=held and (lambda s: held.take(s)), val=val, **how)
 
 @TrainerFactory.register('finetune')
-def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task, model, train, val, seed, checkpoints, on_step, on_batch, **_):
+def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task, model, start, train, val, seed, checkpoints, on_step, on_batch, **_):
     "Heads on kept features of a frozen backbone, then the backbone with them; all weights and the history"
-    weights, history = _heads(views, spec=spec, task=task, model=model, train=train, val=val, seed=seed, on_batch=on_batch, on_step=on_step,
+    weights, history = _heads(views, spec=spec, task=task, model=model, start=start, train=train, val=val, seed=seed, on_batch=on_batch, on_step=on_step,
         checkpoints=checkpoints and checkpoints/'heads', keep=bool(unfreeze_steps))
     if not unfreeze_steps: return weights, history
     draw = Sampler(train, task, spec.batch_size, seed)
@@ -313,21 +313,20 @@ def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task,
     return weights, history + [row | {'step': spec.steps + row['step']} for row in more]
 
 @TrainerFactory.register('cnn')
-def cnn(width, *, spec, task, model, train, val, seed, checkpoints, on_step, start=None, more=None, **_):
+def cnn(width, *, spec, task, model, start, train, val, seed, checkpoints, on_step, more=None, **_):
     "Everything from scratch, augmented inside the compiled step; all weights and the history"
-    learnt, frozen = _split_params(start or to_flat(model), False)
+    learnt, frozen = _split_params(start, False)
     draw = Sampler(train, task, spec.batch_size, seed)
     return _fit(_whole_loss(model, task, frozen, more), lambda step: _gather(train, draw(step)), learnt, frozen, spec=spec, seed=seed,
                 held=lambda s: _gather(val, s), val=val, checkpoints=checkpoints, on_step=on_step)
 
 @TrainerFactory.register('contrastive')
-def contrastive(width, pretrain_steps, temperature, pull, *, spec, task, model, seed, checkpoints, photographs, on_batch, **rest):
+def contrastive(width, pretrain_steps, temperature, pull, *, spec, task, model, start, seed, checkpoints, photographs, on_batch, **rest):
     "As `cnn`, from a backbone that knows all training photographs, and with crops of one class drawn together; all weights and the history"
-    start = to_flat(model)
     if pretrain_steps:
         learnt = pretrain(pure(model.backbone), to_flat(model.backbone), photographs(), side=task.facts.get('crop', 64), spec=spec, steps=pretrain_steps,
             temperature=temperature, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: on_batch(step, pretrain_steps))
-        start |= {f'backbone/{k}': v for k, v in learnt.items()}
+        start = start | {f'backbone/{k}': v for k, v in learnt.items()}
     names, more = start.keys(), None
     if pull and task.name == 'classifier':
         more = lambda p, features, label: pull*supcon(project(p, features[0]), label, temperature)
@@ -351,6 +350,14 @@ def _fit(loss, batch_fn, learnt, frozen, *, spec, seed, held, val, checkpoints, 
     return frozen | best, history
 
 # %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae42
+def _first_weights(model, task, detector):
+    "What training starts from: the model as it was made, with a trained detector's backbone where both are of the pretrained make"
+    weights = to_flat(model)
+    if detector is None or task.build['backbone'] != 'lite0': return weights
+    _, learnt, facts = load_model(detector)
+    if facts['build']['backbone'] != 'lite0': return weights
+    return weights | {k: jnp.asarray(v) for k, v in learnt.items() if k.startswith('backbone/')}
+
 def train_task(
     name:str, # 'detector', 'classifier' or 'segmenter'
     data, # InspectionData
@@ -358,6 +365,7 @@ def train_task(
     params:Params,
     out:Path, # Folder for the trained model
     *,
+    detector:Path|None=None, # Folder of a trained detector, whose backbone `finetune` starts from; without, the pretrained one as it comes
     checkpoints:Path|None=None, # Folder for resuming; give each set of inputs its own
     progress:Callable=lambda what, done, total, row: None, # Told of batches and steps
 ) -> list[dict]: # History rows
@@ -372,7 +380,7 @@ def train_task(
     if name == 'detector' and params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
-    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, train=train, val=val,
+    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=_first_weights(model, task, detector), train=train, val=val,
         photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps + getattr(spec, 'unfreeze_steps', 0), row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)

@@ -21,10 +21,10 @@ def photographs(tmp_path_factory):
     return data, {'train': ids[4:], 'val': ids[:4]}
 
 
-def trained(photographs, out, task='detector', detector=None, checkpoints=None, progress=lambda *a: None, **changes):
+def trained(photographs, out, task='detector', start_from=None, checkpoints=None, progress=lambda *a: None, **changes):
     params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'detector': {'width': 8, 'trainer': TRAINER | changes},
         'classifier': {'crop': 32, 'trainer': TRAINER | changes}, 'segmenter': {'crop': 32, 'width': 8, 'trainer': TRAINER | changes}})
-    rows = train_task(task, *photographs, params, out, detector=detector, checkpoints=checkpoints, progress=progress)
+    rows = train_task(task, *photographs, params, out, start_from=start_from, checkpoints=checkpoints, progress=progress)
     return load_model(out)[1], rows
 
 
@@ -74,10 +74,10 @@ def test_models_of_crops_thaw_too(photographs, tmp_path, task):
 
 
 @pytest.mark.parametrize('task', ['classifier', 'segmenter'])
-def test_models_of_crops_start_from_the_detectors_backbone(photographs, whole, folder, tmp_path, task):
-    weights, _ = trained(photographs, tmp_path/'a', task, detector=folder, unfreeze_steps=0)
+def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder, tmp_path, task):
+    weights, _ = trained(photographs, tmp_path/'a', task, start_from=folder, unfreeze_steps=0)
     shared = [k for k in weights if k.startswith('backbone/')]
     assert len(shared) > 50 and all(np.array_equal(weights[k], whole[0][k]) for k in shared)
-    thawed, _ = trained(photographs, tmp_path/'b', task, detector=folder)
+    thawed, _ = trained(photographs, tmp_path/'b', task, start_from=folder)
     moved = {k for k in shared if not np.array_equal(thawed[k], whole[0][k])}
     assert moved and all(int(k.split('/')[2]) >= 9 for k in moved)

@@ -74,7 +74,8 @@ def test_a_change_reruns_what_follows_and_no_more(assignments, first):
     assert stale(*assignments) == ALL[ALL.index(first):]
 
 def test_one_task_leaves_those_alone_that_do_not_start_from_it():
-    assert stale('segmenter.trainer.steps=9') == ['train@segmenter', 'calibrate', 'evaluate', 'register']
+    assert stale('classifier.trainer.steps=9') == ['train@classifier', 'calibrate', 'evaluate', 'register']
+    assert stale('segmenter.trainer.steps=9') == ['train@segmenter', 'train@classifier', 'calibrate', 'evaluate', 'register']
     assert stale('detector.trainer.steps=9') == ALL[ALL.index('train@detector'):]
 
 def test_changed_photographs_are_noticed(tmp_path):
@@ -87,7 +88,7 @@ def test_changed_photographs_are_noticed(tmp_path):
 
 # ---------------------------------------------------------------- a whole run
 
-def fake_train(name, data, split, params, out, *, detector=None, checkpoints=None, progress=None):
+def fake_train(name, data, split, params, out, *, start_from=None, checkpoints=None, progress=None):
     "Leaves a checkpoint, may be killed, then writes a 'model'"
     log.append((name, checkpoints.name, checkpoints.exists()))
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -208,20 +209,20 @@ def test_a_killed_training_is_continued_unless_something_changed(line):
     line('detector.trainer.learning_rate=0.1').train('detector')
     assert log[-1][1] != first and not log[-1][2]
 
-def test_the_models_of_crops_start_from_the_detector_that_is_there(line):
+def test_a_model_starts_from_the_one_that_is_there(line):
     o = line()
-    with pytest.raises(DataError, match='train --task detector'): o.train('segmenter')
+    with pytest.raises(DataError, match='train --task segmenter'): o.train('classifier')
     o.train('detector')
     def begun():
-        killed.add('classifier')
-        with pytest.raises(KeyboardInterrupt): o.train('classifier')
+        killed.add('segmenter')
+        with pytest.raises(KeyboardInterrupt): o.train('segmenter')
     begun()
-    o.train('classifier')
-    assert [t[2] for t in log if t[0] == 'classifier'] == [False, True]  # the second went on
+    o.train('segmenter')
+    assert [t[2] for t in log if t[0] == 'segmenter'] == [False, True]  # the second went on
     begun()
     o.path('models', 'detector', 'model.safetensors').write_bytes(b'other weights')
-    o.train('classifier')
-    assert [t[2] for t in log if t[0] == 'classifier'][2:] == [False, False]  # another start: nothing to go on with
+    o.train('segmenter')
+    assert [t[2] for t in log if t[0] == 'segmenter'][2:] == [False, False]  # another start: nothing to go on with
 
 def test_stages_say_what_they_miss(line, tmp_path):
     for name, says in [('split', 'ingest'), ('train', 'ingest'), ('calibrate', 'ingest'), ('register', 'bundle')]:

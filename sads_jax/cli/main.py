@@ -128,7 +128,7 @@ def _root(version:Annotated[bool, typer.Option('--version', help='Print the vers
         raise typer.Exit
 
 # %% ../../nbs/12_cli/10_main.ipynb #2802fb52
-_TASKS, _STAGES = ('detector', 'classifier', 'segmenter'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
+_TASKS, _STAGES = ('detector', 'segmenter', 'classifier'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
 
 def _orchestrator(params, set_, settings, workdir):
     from sads_jax.orchestrators.training import CVTrainingOrchestrator

@@ -25,7 +25,8 @@ from ..core.settings import Settings
 from .base import Busy, Progress, Stage, Stamps, code_hash, code_revision, digest, folder_state, pick, settle
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #36e160f3
-TASKS = ('detector', 'classifier', 'segmenter')
+_START = {'detector': None, 'segmenter': 'detector', 'classifier': 'segmenter'} # with whose backbone each starts
+TASKS = tuple(_START)
 _SEEN = ('data/images.py', 'data/records.py', 'data/formats.py') # how photographs and labels are read
 _CASCADE = ('inference', 'domains', 'ops')
 
@@ -34,7 +35,7 @@ def _stages():
     models = tuple(f'models/{t}' for t in TASKS)
     learns = *_SEEN, 'data/dataset.py', 'data/augment.py', 'ops', 'models', 'training'
     trains = (Stage('train@detector', ('seed', 'image', 'detector'), (*learns, 'models/pretrained.py'), ('ingest', 'split'), split, ('models/detector',)),
-        *(Stage(f'train@{t}', ('seed', 'image', t), learns, ('ingest', 'split', 'train@detector'), (*split, 'models/detector'), (f'models/{t}',)) for t in TASKS[1:]))
+        *(Stage(f'train@{t}', ('seed', 'image', t), learns, ('ingest', 'split', f'train@{s}'), (*split, f'models/{s}'), (f'models/{t}',)) for t, s in _START.items() if s))
     return {s.name: s for s in (
         Stage('ingest', ('seed', 'data'), (*_SEEN, 'data/connectors.py', 'data/synthetic.py'), (), (), ('data/dataset',)),
         Stage('split', ('seed', 'split'), ('data/images.py', 'data/splits.py'), ('ingest',), ('data/dataset',), ('data/split',)),
@@ -223,13 +224,13 @@ class CVTrainingOrchestrator:
             data, split = self.data(), self.split_ids()
             check_decision(self.params.decision, data.categories)  # better now than after the training
             fingerprint = read_fingerprint(self.path('data', 'split', 'split.json'))
-            detector = None if task == 'detector' else self.path('models', 'detector')
-            if detector and not (detector/'model.safetensors').is_file():
-                raise DataError('no trained detector, whose backbone the others start from', where=detector, remedy='Run `sads stage train --task detector` first')
-            checkpoints = self.path('.sads', 'checkpoints', f'{task}-{self._training_key(stage, fingerprint, detector)}')
+            start = _START[task] and self.path('models', _START[task])
+            if start and not (start/'model.safetensors').is_file():
+                raise DataError(f'no trained {_START[task]}, with whose backbone the {task} starts', where=start, remedy=f'Run `sads stage train --task {_START[task]}` first')
+            checkpoints = self.path('.sads', 'checkpoints', f'{task}-{self._training_key(stage, fingerprint, start)}')
             if checkpoints.exists(): self.progress.say(f'{stage.name}: continuing from {checkpoints.relative_to(self.workdir)}')
             out = self.path('models', task)
-            train_task(task, data, split, self.params, out, detector=detector, checkpoints=checkpoints.absolute(), progress=self.progress)
+            train_task(task, data, split, self.params, out, start_from=start, checkpoints=checkpoints.absolute(), progress=self.progress)
             with self._tracker(stage.name, pick(self.params, stage.params), fingerprint) as run: log_history(run, out/'history.csv')
             for old in checkpoints.parent.glob(f'{task}-*'): shutil.rmtree(old)
 
@@ -417,10 +418,10 @@ class CVTrainingOrchestrator:
         root = getattr(self.params.data, 'root', None) if name == 'ingest' else None
         return digest([s.name, pick(self.params, s.params), code_hash(s.code), [self.key(n) for n in s.needs], root and folder_state(root)])
 
-    def _training_key(self, stage, fingerprint, detector):
+    def _training_key(self, stage, fingerprint, start):
         "Hash of all that the weights depend on"
         import jax
-        begun = detector and hashlib.sha256((detector/'model.safetensors').read_bytes()).hexdigest()
+        begun = start and hashlib.sha256((start/'model.safetensors').read_bytes()).hexdigest()
         return digest([begun, fingerprint, pick(self.params, stage.params), code_hash(stage.code), jax.__version__, jax.default_backend(), self.settings.cpu_threads])
 
     def _stage(self, name): return _Running(self, STAGES[name])

@@ -350,11 +350,11 @@ def _fit(loss, batch_fn, learnt, frozen, *, spec, seed, held, val, checkpoints, 
     return frozen | best, history
 
 # %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae42
-def _first_weights(model, task, detector):
-    "What training starts from: the model as it was made, with a trained detector's backbone where both are of the pretrained make"
+def _first_weights(model, task, folder):
+    "What training starts from: the model as it was made, with the backbone of one trained before where both are of the pretrained make"
     weights = to_flat(model)
-    if detector is None or task.build['backbone'] != 'lite0': return weights
-    _, learnt, facts = load_model(detector)
+    if folder is None or task.build['backbone'] != 'lite0': return weights
+    _, learnt, facts = load_model(folder)
     if facts['build']['backbone'] != 'lite0': return weights
     return weights | {k: jnp.asarray(v) for k, v in learnt.items() if k.startswith('backbone/')}
 
@@ -365,7 +365,7 @@ def train_task(
     params:Params,
     out:Path, # Folder for the trained model
     *,
-    detector:Path|None=None, # Folder of a trained detector, whose backbone `finetune` starts from; without, the pretrained one as it comes
+    start_from:Path|None=None, # Folder of another trained model, with whose backbone `finetune` starts; without, the pretrained one as it comes
     checkpoints:Path|None=None, # Folder for resuming; give each set of inputs its own
     progress:Callable=lambda what, done, total, row: None, # Told of batches and steps
 ) -> list[dict]: # History rows
@@ -380,7 +380,7 @@ def train_task(
     if name == 'detector' and params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
-    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=_first_weights(model, task, detector), train=train, val=val,
+    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=_first_weights(model, task, start_from), train=train, val=val,
         photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps + getattr(spec, 'unfreeze_steps', 0), row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)

@@ -66,7 +66,7 @@ def test_regions_are_those_of_scipy():
         truth = []
         for i, (y, x) in enumerate(ndimage.find_objects(labels), 1):
             v = p[labels == i]
-            truth.append((np.sqrt(v.mean()*v.max()), (x.start, y.start, x.stop, y.stop)))
+            truth.append((np.sqrt(v.mean()*v.max())*(1 - np.exp(-v.size/2)), (x.start, y.start, x.stop, y.stop)))
         truth.sort(key=lambda t: -t[0])
         assert (np.asarray(scores) > 0).sum() == n
         np.testing.assert_allclose(scores[:n], [t[0] for t in truth], atol=2e-4)

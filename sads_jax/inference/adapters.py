@@ -26,6 +26,7 @@ from ..ops.regions import components
 OutputAdapterFactory = Factory('output_adapter')
 
 _MAP = 4 # canvas px per cell of the defect map
+_SPECK = 2. # cells: a region scores 1 - exp(-size/_SPECK) of what its map says, since specks of a cell or two are noise more often than larger ones
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #fe721a45
 def best_boxes(
@@ -145,7 +146,7 @@ def regions_at(
     fine = jnp.round(p*4096).astype(jnp.int32).ravel()  # whole numbers: their sum doesn't depend on the order
     count = jax.ops.segment_sum(jnp.ones_like(fine), label, n)
     mean = jax.ops.segment_sum(fine, label, n)/(4096*jnp.maximum(count, 1))
-    score = jnp.where((count > 0) & (jnp.arange(n) > 0), jnp.sqrt(mean*peak), 0)
+    score = jnp.where((count > 0) & (jnp.arange(n) > 0), jnp.sqrt(mean*peak)*(1 - jnp.exp(-count/jnp.float32(_SPECK))), 0)
     score, best = jax.lax.top_k(score, min(k, n))
     rows = lambda a: jnp.pad(jnp.where(score[:, None] > 0, a[best], 0), ((0, k - len(best)), (0, 0)))
     return rows(boxes), rows(cells), jnp.pad(score, (0, k - len(best)))

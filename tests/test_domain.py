@@ -239,12 +239,12 @@ def test_one_look_for_both_networks_says_the_same():
 
     import jax.numpy as jnp
     apart, params, rng = F.random_cascade(), F.random_params(), np.random.default_rng(5)
-    images = np.stack([F.noise_image(rng, 64, 64) for _ in range(4)])
+    images = np.stack([F.noise_image(rng, 64, 64) for _ in range(8)])
     see = lambda params, crops: jax.nn.relu(crops*3 - 1)
     name = lambda params, seen, boxes, canvas: jax.nn.softmax(seen.mean((1, 2)) + boxes[:, :3]*1e-3)
     outline = lambda params, seen: jnp.clip(seen[..., 0], 0, 1)
     apart = replace(apart, classifier_least=0., classify=lambda p, x, b, c: name(p, see(p, x), b, c), segment=lambda p, x: outline(p, see(p, x)))
     together = replace(apart, look=see, classify=name, segment=outline)
     a, b = (jax.device_get(jax.jit(c)(params, images)) for c in (apart, together))
-    assert a.valid.sum() > 4
+    assert a.valid.sum() >= 8
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)

@@ -111,13 +111,13 @@ def asked(python, script, *args, env=ENV):
 
 
 def watched(command, env, cwd=None):
-    "Run a program: (seconds at which each line of output came, line), its greatest memory [MB], seconds in all"
+    "Run a program: (seconds at which each line of output came, line), its greatest memory [MB], seconds in all and of processor time"
     start = time.perf_counter()
     p = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env | {"PYTHONUNBUFFERED": "1"}, cwd=cwd)
     lines = [(time.perf_counter() - start, line.decode(errors="replace").rstrip()) for line in p.stdout]
     _, status, usage = os.wait4(p.pid, 0)
     if status: raise SystemExit(f"{Path(command[0]).name} failed:\n" + "\n".join(line for _, line in lines[-30:]))
-    return lines, usage.ru_maxrss / 1024, time.perf_counter() - start
+    return lines, usage.ru_maxrss / 1024, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 
 
 # ---- one working folder
@@ -167,10 +167,10 @@ def train(run, peer):
     if not (data / "data.yaml").exists() or run.args.fresh:
         subprocess.run([run.python, PEERS / "export_yolo.py", run.dataset, run.split_file, data], check=True, env=run.env)
     shutil.rmtree(run.folder / "yolo" / peer, ignore_errors=True)
-    lines, rss, seconds = watched([run.yolo, run.task(peer), "train", f"model={peer}.yaml", f"data={data / 'data.yaml'}", f"imgsz={run.size}", f"time={run.minutes / 60}",
+    lines, rss, seconds, cpu = watched([run.yolo, run.task(peer), "train", f"model={peer}.yaml", f"data={data / 'data.yaml'}", f"imgsz={run.size}", f"time={run.minutes / 60}",
         "device=cpu", "workers=2", "cache=ram", "plots=False", "pretrained=False", f"project={run.folder / 'yolo'}", f"name={peer}", "exist_ok=True"], run.env, run.folder)
     rows = (run.folder / "yolo" / peer / "results.csv").read_text().strip().splitlines()
-    return {"minutes": seconds / 60, "epochs": len(rows) - 1, "rss_mb": rss, "weights": digest(run.weights(peer))}
+    return {"minutes": seconds / 60, "cpu_minutes": cpu / 60, "epochs": len(rows) - 1, "rss_mb": rss, "weights": digest(run.weights(peer))}
 
 
 def score_peer(run, peer):
@@ -222,7 +222,7 @@ def yolo_times(run, model, task, files, batch):
     "Seconds of each photograph, from the moments at which the program names them; the first ones warm up"
     with tempfile.TemporaryDirectory() as d:
         (Path(d) / "list.txt").write_text("\n".join(files[:WARM] + files) + "\n")
-        lines, _, _ = watched([run.yolo, task, "predict", f"model={model}", f"source={d}/list.txt", f"imgsz={run.size}", f"batch={batch}", "device=cpu", "save=False",
+        lines, *_ = watched([run.yolo, task, "predict", f"model={model}", f"source={d}/list.txt", f"imgsz={run.size}", f"batch={batch}", "device=cpu", "save=False",
             f"project={d}", "exist_ok=True"], run.env, d)
     at = [t for t, line in lines if re.match(r"image \d+/\d+ ", line)]
     if len(at) != WARM + len(files): raise SystemExit(f"yolo named {len(at)} of {WARM + len(files)} photographs:\n" + "\n".join(line for _, line in lines[-15:]))
@@ -277,11 +277,11 @@ def start(run):
         (Path(d) / "list.txt").write_text("\n".join(files) + "\n")
 
         def ours(photos):
-            lines, rss, _ = watched([sads, "predict", *photos, "--bundle", run.bundle.absolute(), "--out", "-", "-q"], ENV, d)
+            lines, rss, *_ = watched([sads, "predict", *photos, "--bundle", run.bundle.absolute(), "--out", "-", "-q"], ENV, d)
             return next(t for t, line in lines if line.startswith("{")), rss
 
         def theirs(model, task, source):
-            lines, rss, _ = watched([run.yolo, task, "predict", f"model={model}", f"source={source}", f"imgsz={run.size}", "device=cpu", "save=False", f"project={d}", "exist_ok=True"], run.env, d)
+            lines, rss, *_ = watched([run.yolo, task, "predict", f"model={model}", f"source={source}", f"imgsz={run.size}", "device=cpu", "save=False", f"project={d}", "exist_ok=True"], run.env, d)
             return next(t for t, line in lines if re.match(r"image \d+/\d+ ", line)), rss
         cold = ours(files[:1])[0]
         for r in range(run.args.repeats):
@@ -363,6 +363,7 @@ Data: {len(run.data)} photographs, {len(kind)} classes; the same part-grouped sp
            """could be had here, while ours starts from an ImageNet backbone that comes as a package. For the class-agnostic figures their boxes that differ by name alone count once."""]
     models = {"ours": {"minutes": run.minutes}} | {p: r["train"][p] for p in run.peers}
     rows = [["training, minutes (wall)", *(num(m["minutes"], 1) for m in models.values()), *("" for _ in run.peers)],
+            ["of processor time", "", *(num(r["train"][p]["cpu_minutes"], 1) for p in run.peers), *("" for _ in run.peers)],
             ["epochs", "", *(r["train"][p]["epochs"] for p in run.peers), *("" for _ in run.peers)]]
     for title, key in ROWS:
         mine = r["quality"]["ours"][key]

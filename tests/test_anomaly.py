@@ -95,6 +95,16 @@ def test_each_image_has_its_own_score_bit_for_bit():
         assert (np.asarray(program(WEIGHTS, images[i:i+1]).anomaly) == together[i]).all()
         assert (np.asarray(program(WEIGHTS, images[[3, 2, 1, i]]).anomaly)[-1] == together[i]).all()
 
+def test_the_image_score_heeds_the_distance_and_boxes_do_not():
+    from dataclasses import replace
+    grey = canvas((40, 20, 20))  # darkness 1 - 40/255, redness 20/255
+    plain, both = (jax.device_get(jax.jit(c)(WEIGHTS, grey[None])) for c in (strange_cascade(), replace(strange_cascade(), anomaly_weight=3.)))
+    odds = lambda p: p/(1 - p)
+    distance = 10*20/255
+    assert odds(both.image_scores[0]) == pytest.approx(odds(plain.image_scores[0])*distance**3, rel=1e-4)
+    np.testing.assert_array_equal(both.scores, plain.scores)
+    np.testing.assert_array_equal(both.defect_map, plain.defect_map)
+
 def test_exported_with_and_without_a_model_of_good_parts():
     images = canvas((240, 200, 140))[None]
     for cascade, weights, want in (strange_cascade(), WEIGHTS, 10*100/255), (dark.cascade(), dark.WEIGHTS, None):

@@ -65,21 +65,22 @@ AnomalyFactory = Factory('anomaly')
 def no_anomaly(
     *,
     vectors:Callable, # most -> channels, float32 [N, D]; here nobody asks
-) -> tuple[tuple[int, ...], dict]: # No channels, empty weights
+) -> tuple[tuple[int, ...], dict, float]: # No channels, empty weights, weight 0
     "Nothing learnt, nothing said"
-    return (), to_flat(Anomaly())
+    return (), to_flat(Anomaly()), 0.
 
 @AnomalyFactory.register('gaussian')
 def gaussian_anomaly(
     photographs:int, # Looked at, at most
     shrinkage:float, # See `fit_gaussian`
+    weight:float, # How much the image score heeds the distance
     *,
     vectors:Callable, # most -> channels, float32 [N, D] of good photographs
-) -> tuple[tuple[int, ...], dict]: # Channels of the maps looked at, and weights of an `Anomaly`
+) -> tuple[tuple[int, ...], dict, float]: # Channels of the maps looked at, weights of an `Anomaly`, `weight`
     "A Gaussian of good photographs; as `no_anomaly` where there are fewer than two"
     channels, x = vectors(photographs)
     if len(x) < 2: return no_anomaly(vectors=vectors)
-    return channels, dict(zip(('mean', 'whiten'), fit_gaussian(x, shrinkage)))
+    return channels, dict(zip(('mean', 'whiten'), fit_gaussian(x, shrinkage))), weight
 
 def train_anomaly(
     data:InspectionData,
@@ -97,6 +98,6 @@ def train_anomaly(
         channels, x = good_vectors(data, split['train'], params, detector, most, inside=inside, progress=progress)
         seen.append(len(x))
         return channels, x
-    channels, weights = AnomalyFactory(params.anomaly, vectors=vectors)
-    save_model(out, 'anomaly', {'channels': list(channels)}, weights, [])
+    channels, weights, weight = AnomalyFactory(params.anomaly, vectors=vectors)
+    save_model(out, 'anomaly', {'channels': list(channels)}, weights, [], weight=weight)
     return seen[0] if channels else 0

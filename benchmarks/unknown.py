@@ -31,7 +31,7 @@ from sads_jax.data import splits
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.dataset import CVDataset
 from sads_jax.data.records import read_coco
-from sads_jax.domains.surface.orchestrator import raised, sure
+from sads_jax.domains.surface.orchestrator import opinion, sure
 from sads_jax.evaluation.metrics import roc_points
 from sads_jax.evaluation.operating import choose_limit, choose_threshold, rate
 from sads_jax.inference.adapters import flip_averaged, photographed
@@ -105,7 +105,7 @@ def at_budget(good, bad, share):
     return float(((bad[:, 0] > threshold) | (bad[:, 1] > limit)).mean())
 
 
-def one_class(data, split, scores, name, unseen, weight):
+def one_class(data, split, scores, name, unseen, share):
     "Figures for one class left out (or none)"
     of = data.by_id
     known = [i for i in split["calibration"] if name not in of[i].classes]
@@ -115,7 +115,7 @@ def one_class(data, split, scores, name, unseen, weight):
     sound = [i for i in known if not of[i].defective]
     head = name or "nothing"
     alone = lambda ids: column(ids, head)
-    both = lambda ids: np.asarray(jax.vmap(lambda s, d: raised(s, d, weight))(alone(ids), column(ids, "anomaly")))
+    both = lambda ids: np.asarray(jax.vmap(lambda s, d: opinion(s, d, share))(alone(ids), column(ids, "anomaly")))
 
     def at(budget, with_anomaly):
         "Chosen on calibration, told of test"
@@ -131,7 +131,7 @@ def one_class(data, split, scores, name, unseen, weight):
 
     out = {"without": at(BUDGET, False), "with": at(BUDGET - SHARE, True)}
     pairs = lambda ids, score: np.stack([score(ids), column(ids, "anomaly")], 1)
-    out["equal"] = {w: at_budget(pairs(good, score), pairs(bad, score), share) for w, score, share in (("without", alone, 0), ("with", both, SHARE))}
+    out["equal"] = {w: at_budget(pairs(good, score), pairs(bad, score), odd) for w, score, odd in (("without", alone, 0), ("with", both, SHARE))}
     def auroc(score):
         fpr, tpr, _ = roc_points(np.array([True] * len(bad) + [False] * len(good)), np.concatenate([score(bad), score(good)]))
         return float(np.trapezoid(tpr, fpr))
@@ -149,7 +149,7 @@ def run(params, data, twins, seed, work, steps, views):
         kept.write_text(json.dumps(scored(params, data, split, seed, work, steps, views, out_of_training)) + "\n")
     scores = {int(i): v for i, v in json.loads(kept.read_text()).items()}
     print(f"seed {seed}: done, {time.time() - began:.0f} s", flush=True)
-    return {name or "nothing": one_class(data, split, scores, name, None if name is None else shown(name), params.anomaly.weight) for name in (None, *data.categories)}
+    return {name or "nothing": one_class(data, split, scores, name, None if name is None else shown(name), params.anomaly.share) for name in (None, *data.categories)}
 
 
 def scored(params, data, split, seed, work, steps, views, ids):

@@ -98,10 +98,10 @@ def test_each_image_has_its_own_score_bit_for_bit():
 def test_the_image_score_heeds_the_distance_and_boxes_do_not():
     from dataclasses import replace
     grey = canvas((40, 20, 20))  # darkness 1 - 40/255, redness 20/255
-    plain, both = (jax.device_get(jax.jit(c)(WEIGHTS, grey[None])) for c in (strange_cascade(), replace(strange_cascade(), anomaly_weight=3.)))
+    plain, both = (jax.device_get(jax.jit(c)(WEIGHTS, grey[None])) for c in (strange_cascade(), replace(strange_cascade(), anomaly_share=.25)))
     odds = lambda p: p/(1 - p)
     distance = 10*20/255
-    assert odds(both.image_scores[0]) == pytest.approx(odds(plain.image_scores[0])*distance**3, rel=1e-4)
+    assert odds(both.image_scores[0]) == pytest.approx(odds(plain.image_scores[0])**.75*distance**(4*.25), rel=1e-4)
     np.testing.assert_array_equal(both.scores, plain.scores)
     np.testing.assert_array_equal(both.defect_map, plain.defect_map)
 

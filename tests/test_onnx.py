@@ -97,7 +97,7 @@ def networks(proposes, flips):
         for k in shaken:  # heads as a training would leave them: loud, and not silent by default
             if k.endswith(('/out/kernel', '/score/kernel')): shaken[k] = 10*shaken[k]
             elif task == 'detector' and k.endswith(('/out/bias', '/score/bias')): shaken[k] = 0*shaken[k]
-        models[task] = pure(module, lambda m, x: m.look(x)) if task == 'detector' else pure(module), shaken, {'build': build, 'crop': 32, 'context': 1.5, 'least': 8., 'weight': 4.}
+        models[task] = pure(module, lambda m, x: m.look(x)) if task == 'detector' else pure(module), shaken, {'build': build, 'crop': 32, 'context': 1.5, 'least': 8., 'share': .5}
     return build_cascade(models, params, ('a', 'b')), joint_weights(models)
 
 @pytest.mark.parametrize('proposes, flips', [(False, 1), (True, 4)])

@@ -182,7 +182,7 @@ class GaussianAnomalySpec(Spec):
     kind: Literal['gaussian'] = 'gaussian'
     photographs: _positive = 600 # good ones looked at, at most; spread evenly over those there are
     shrinkage: _fraction = .1 # of the features' correlations, which few parts cannot tell exactly
-    weight: Annotated[float, Field(ge=0, le=8)] = 4. # the image score's odds are multiplied by the distance from good parts to this power; 0: the detector alone says how likely a defect is
+    share: Annotated[float, Field(ge=0, lt=1)] = .5 # of the image score's log-odds that comes from the distance from good parts; 0: the detector alone says how likely a defect is
 
 AnomalySpec = Annotated[Union[NoAnomalySpec, GaussianAnomalySpec], Field(discriminator='kind')]
 

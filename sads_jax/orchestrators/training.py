@@ -80,7 +80,7 @@ def build_cascade(
         classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
         segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=d.nms_iou, fit=d.fit,
         look=shared_backbone(models), anomaly=anomaly if models['anomaly'][2]['build']['channels'] else None,
-        anomaly_weight=models['anomaly'][2]['weight'])
+        anomaly_share=models['anomaly'][2]['share'])
 
 def shared_backbone(
     models:dict[str, tuple], # From `load_models`

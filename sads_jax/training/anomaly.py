@@ -65,7 +65,7 @@ AnomalyFactory = Factory('anomaly')
 def no_anomaly(
     *,
     vectors:Callable, # most -> channels, float32 [N, D]; here nobody asks
-) -> tuple[tuple[int, ...], dict, float]: # No channels, empty weights, weight 0
+) -> tuple[tuple[int, ...], dict, float]: # No channels, empty weights, share 0
     "Nothing learnt, nothing said"
     return (), to_flat(Anomaly()), 0.
 
@@ -73,14 +73,14 @@ def no_anomaly(
 def gaussian_anomaly(
     photographs:int, # Looked at, at most
     shrinkage:float, # See `fit_gaussian`
-    weight:float, # How much the image score heeds the distance
+    share:float, # Of the image score that comes from the distance
     *,
     vectors:Callable, # most -> channels, float32 [N, D] of good photographs
-) -> tuple[tuple[int, ...], dict, float]: # Channels of the maps looked at, weights of an `Anomaly`, `weight`
+) -> tuple[tuple[int, ...], dict, float]: # Channels of the maps looked at, weights of an `Anomaly`, `share`
     "A Gaussian of good photographs; as `no_anomaly` where there are fewer than two"
     channels, x = vectors(photographs)
     if len(x) < 2: return no_anomaly(vectors=vectors)
-    return channels, dict(zip(('mean', 'whiten'), fit_gaussian(x, shrinkage))), weight
+    return channels, dict(zip(('mean', 'whiten'), fit_gaussian(x, shrinkage))), share
 
 def train_anomaly(
     data:InspectionData,
@@ -98,6 +98,6 @@ def train_anomaly(
         channels, x = good_vectors(data, split['train'], params, detector, most, inside=inside, progress=progress)
         seen.append(len(x))
         return channels, x
-    channels, weights, weight = AnomalyFactory(params.anomaly, vectors=vectors)
-    save_model(out, 'anomaly', {'channels': list(channels)}, weights, [], weight=weight)
+    channels, weights, share = AnomalyFactory(params.anomaly, vectors=vectors)
+    save_model(out, 'anomaly', {'channels': list(channels)}, weights, [], share=share)
     return seen[0] if channels else 0

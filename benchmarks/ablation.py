@@ -20,6 +20,7 @@ VARIANTS = {  # name -> changed parameters, stages from which on it differs
     "backbone frozen": (["detector.trainer.unfreeze_steps=0", "segmenter.trainer.unfreeze_steps=0"], ALL),
     "detector from scratch": (["detector.trainer={kind: cnn, steps: 1500, batch_size: 8, eval_every: 500}"], ALL),
     "no pasted defects": (["detector.paste=0"], ALL),
+    "detector alone in the image score": (["anomaly.share=0"], ALL[3:]),
     "no mirrored views": (["detector.flips=1"], ALL[4:]),
     "boxes as the map has them": (["detector.fit=false"], ALL[4:]),
 }

@@ -145,6 +145,11 @@ def test_doubts_go_to_a_person():
     assert at(.9) == 'PASS'  # found, and tolerated by the only rule
     assert at(.9, valid=np.array([False])) == 'REVIEW'  # suspicious, but nothing boxed
     assert [at(s, valid=np.array([False])) for s in (.39, .4, .4999)] == ['PASS', 'REVIEW', 'REVIEW']
+    strict = SADSPostprocessor(F.CATEGORIES, DecisionSpec(review_margin=.2), .5)
+    shown = lambda score: [(len(d), v, [r.rule for r in why]) for d, v, why, _ in [strict(f._replace(image_scores=np.float32(score)), p)]][0]
+    assert shown(.39) == (0, 'PASS', ['no defect'])
+    assert shown(.45) == (1, 'REVIEW', ['review_margin', 'any defect'])  # outlined for the person who looks, but no rule fails it
+    assert shown(.5) == (1, 'FAIL', ['any defect'])
     speck = f._replace(boxes=np.float32([[20, 20, 21, 21]]), crop_boxes=np.float32([[19.5, 19.5, 21.5, 21.5]]))
     assert post(speck, p)[1] == 'REVIEW'  # a speck is no defect, but the score remains
     blind, *_ = post(f._replace(masks=f.masks*0), p)

@@ -7,7 +7,7 @@ from sads_jax.domains.surface.orchestrator import BOX_FLOOR, IMAGE_FLOOR
 from sads_jax.registry.bundle import load_pipeline
 
 
-@pytest.mark.parametrize('threshold', [.3, .62, .9])
+@pytest.mark.parametrize('threshold', [.35, .62, .9])
 def test_reports_do_not_depend_on_boxes_that_cannot_count(tmp_path, monkeypatch, threshold):
     monkeypatch.setattr(dark, 'WEIGHTS', dark.WEIGHTS | {IMAGE_FLOOR: np.float32(0), BOX_FLOOR: np.float32(0)})
     dark.bundle(tmp_path/'bundle', threshold=threshold)

@@ -320,7 +320,7 @@ def load_pipeline(
     buckets = [tuple(b) for b in info.preprocess['buckets']]
     decide = SADSPostprocessor(info.labels, DecisionSpec(**info.decision['spec']), info.decision['threshold'], anomaly_limit=info.decision.get('anomaly_limit'),
         probabilities=info.decision.get('probabilities'))
-    floors = (0., 0.) if every_box or info.params.image.tile else (decide.threshold - 1e-4, decide.threshold*decide.box_share - 1e-4)  # scores are rounded before they are compared; tiles are judged by their joint map
+    floors = (0., 0.) if every_box or info.params.image.tile else (decide.decision.review_from(decide.threshold) - 1e-4, decide.threshold*decide.box_share - 1e-4)  # scores are rounded before they are compared; tiles are judged by their joint map
     floors = dict(zip((IMAGE_FLOOR, BOX_FLOOR), map(np.float32, floors)))
     if artefact == 'onnx': predictor = _onnx_predictor(folder, buckets, Findings, floors)
     else: predictor = _jax_predictor(folder, buckets, Findings, floors, artefact, info.preprocess['batch_sizes'], cache_dir)

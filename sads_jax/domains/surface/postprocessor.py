@@ -154,7 +154,7 @@ class SADSPostprocessor:
     ) -> tuple[list[Defect], Verdict, list[Reason], float]: # Defects best first, the verdict, why, the image score
         "Measure and judge one image"
         score = round(float(findings.image_scores), 4)
-        defects = self.defects(findings, placement, photo) if score >= self.threshold else []
+        defects = self.defects(findings, placement, photo) if score >= self.decision.review_from(self.threshold) else []
         verdict, reasons = judge(defects, score, self._doubt(score, defects) or self._unknown(score, findings), self.decision)
         return defects, verdict, reasons, score
 
@@ -162,7 +162,9 @@ class SADSPostprocessor:
         "Boxes that count as measured defects, whatever the image score"
         h, w = placement.original_height, placement.original_width
         rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= self.threshold*self.box_share]
-        if findings.tile_scores is not None: rows = [i for i in rows if round(float(findings.tile_scores[i]), 4) >= self.threshold]  # each tile is a photograph of its own
+        if findings.tile_scores is not None:  # each tile is a photograph of its own
+            level = min(self.threshold, max(self.decision.review_from(self.threshold), round(float(findings.image_scores), 4)))
+            rows = [i for i in rows if round(float(findings.tile_scores[i]), 4) >= level]
         boxes = to_original(np.asarray(findings.boxes)[rows], placement)
         patches = [self._patch(findings, i, box, placement) for i, box in zip(rows, boxes)]
         labels = [int(findings.label_scores[i].argmax()) for i in rows]

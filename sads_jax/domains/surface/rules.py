@@ -68,13 +68,14 @@ def apply_rule(
     rule:RuleSpec,
     defects:Sequence[Defect],
     decision:DecisionSpec, # Its severities and its scale
+    unsure:str='', # Why all of it is in doubt, so that the rule says REVIEW at most
 ) -> list[Reason]: # One for each limit of each defect exceeded; none if the rule is content
     "Everything that `rule` objects to"
     limits = [(getattr(rule, k), *_LIMITS[k]) for k in _LIMITS if getattr(rule, k) is not None]
     zone, where = (None, '') if rule.zone == '*' else (rule.zone, f' in zone {rule.zone}')
     counted, reasons, sure = _counted(rule, defects, decision), [], 0
     for i, d, score in counted:
-        doubt = _doubt(rule, d, score)
+        doubt = unsure or _doubt(rule, d, score)
         sure += not doubt
         verdict, why = (Verdict.REVIEW, f'{rule.name}; {doubt}') if doubt else (Verdict(rule.verdict), rule.name)
         for limit, field, unit in limits:
@@ -98,7 +99,7 @@ _WORST = {Verdict.FAIL: 0, Verdict.REVIEW: 1, Verdict.PASS: 2}
 def judge(
     defects:Sequence[Defect],
     image_score:float, # 0..1
-    suspicious:Reason|None, # Why a person should look although nothing was measured; None if there is no such doubt
+    suspicious:Reason|None, # Why a person should look whatever was measured; where it is the image score, rules say REVIEW at most; None if there is no such doubt
     decision:DecisionSpec,
 ) -> tuple[Verdict, list[Reason]]: # The worst of all rules, and why; at least one reason
     "What becomes of the part. With more or larger defects the verdict never gets milder"
@@ -106,8 +107,9 @@ def judge(
     hidden = {i: z for i, d in enumerate(defects) for z in off & d.zones.keys() if d.area_px - d.zones[z] < max(decision.min_area_px, 1e-9)} if off else {}
     seen = [i for i in range(len(defects)) if i not in hidden]
     counted = [defects[i] for i in seen]
-    reasons = [r if r.defect is None or not hidden else r.model_copy(update={'defect': seen[r.defect]}) for rule in decision.rules for r in apply_rule(rule, counted, decision)]
-    if suspicious: reasons.append(suspicious)
+    unsure = 'image score below the threshold' if suspicious and suspicious.rule == 'review_margin' else ''
+    reasons = [r if r.defect is None or not hidden else r.model_copy(update={'defect': seen[r.defect]}) for rule in decision.rules for r in apply_rule(rule, counted, decision, unsure)]
+    if suspicious: reasons.insert(0, suspicious)
     reasons.sort(key=lambda r: _WORST[r.verdict])
     verdict = reasons[0].verdict if reasons else Verdict.PASS
     if not reasons and not hidden: reasons = [_content(defects, image_score)]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -72,6 +72,7 @@ def test_cost_by_trying_everything():
 
 @few
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=50), st.sampled_from(['platt', 'isotonic']))
+@example([(.25, False), (.375, True)], 'platt')  # so steep that it rounds to 1
 def test_probabilities_rise_and_stay_inside(rows, kind):
     s, y = zip(*rows)
     curve = probability.fit_probability(kind, s, y)

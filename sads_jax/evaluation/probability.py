@@ -45,7 +45,7 @@ def fit_probability(
         fit = IsotonicRegression(y_min=1/(n + 2), y_max=1 - 1/(n + 2)).fit(s, y)
         at, p = fit.X_thresholds_, fit.y_thresholds_
     else: raise DataError(f'no way to a probability of kind {kind!r}', where='decision.probability', remedy='It is platt, isotonic or none')
-    return tuple(round(float(v), 6) for v in at), tuple(round(float(v), 6) for v in p)
+    return tuple(round(float(v), 6) for v in at), tuple(round(float(v), 6) for v in np.clip(p, 1e-6, 1 - 1e-6))  # a steep curve rounds to neither 0 nor 1
 
 # %% ../../nbs/07_evaluation/18_probability.ipynb #137714fa
 def reliability(

@@ -165,7 +165,7 @@ def scored(params, data, split, seed, work, steps, views, ids):
     samples = make_samples(task, data, split["train"], params.image.buckets, seed_of)
     bank = FeatureBank(task, pure(model, lambda m, *x: m.features(*x)), to_flat(model), samples, views, seed_of)
     print(f"seed {seed}: features of {len(samples.item)} photographs, {time.time() - began:.0f} s", flush=True)
-    shows = np.array([",".join(data.by_id[samples.dataset.image_ids[i]].classes) for i in samples.item])
+    shows = np.array([",".join(samples.dataset[int(i)].record.classes) for i in samples.item])
     heads = {}
     for name in (None, *data.categories):
         keep = np.flatnonzero([name is None or name not in s.split(",") for s in shows])

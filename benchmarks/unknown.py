@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from sads_jax.models.detector import Detector, is_frozen
 from sads_jax.models.store import load_model, save_model
 from sads_jax.training.anomaly import train_anomaly
 from sads_jax.training.loop import fit
-from sads_jax.training.trainers import FeatureBank, Sampler, Samples, make_samples, make_task
+from sads_jax.training.trainers import FeatureBank, Sampler, make_samples, make_task
 
 BUDGET, SHARE = 0.05, 0.02  # overkill in all; of it, for what looks like nothing seen
 
@@ -63,7 +64,7 @@ def head_weights(bank, samples, keep, model, task, spec, seed):
         params |= {f"head/standardise/mean/{level}": jnp.asarray(mean), f"head/standardise/gain/{level}": jnp.asarray(gain)}
     frozen = {k: v for k, v in params.items() if is_frozen(k, True)}
     head = pure(model, lambda m, f, key: m.head(f, key))
-    draw = Sampler(Samples(samples.dataset, *(a[keep] for a in (samples.item, samples.box, samples.label, samples.bucket))), task, spec.batch_size, seed)
+    draw = Sampler(replace(samples, **{f: getattr(samples, f)[keep] for f in ("item", "box", "label", "bucket", "pasted")}), task, spec.batch_size, seed)
     take = lambda step: bank.take(keep[draw(step)], np.random.default_rng((seed, step, 1)))
     loss = lambda p, batch, key: task.loss(head(p | frozen, batch[0], key), batch[1])
     learnt, _ = fit({k: v for k, v in params.items() if k not in frozen}, loss, take, spec=spec, seed=seed)

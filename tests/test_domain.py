@@ -146,10 +146,15 @@ def test_doubts_go_to_a_person():
     assert at(.9, valid=np.array([False])) == 'REVIEW'  # suspicious, but nothing boxed
     assert [at(s, valid=np.array([False])) for s in (.39, .4, .4999)] == ['PASS', 'REVIEW', 'REVIEW']
     strict = SADSPostprocessor(F.CATEGORIES, DecisionSpec(review_margin=.2), .5)
-    shown = lambda score: [(len(d), v, [r.rule for r in why]) for d, v, why, _ in [strict(f._replace(image_scores=np.float32(score)), p)]][0]
+    def shown(score, **kw):
+        defects, verdict, reasons, _ = strict(f._replace(image_scores=np.float32(score), **kw), p)
+        return len(defects), verdict, [r.rule for r in reasons]
     assert shown(.39) == (0, 'PASS', ['no defect'])
     assert shown(.45) == (1, 'REVIEW', ['review_margin', 'any defect'])  # outlined for the person who looks, but no rule fails it
     assert shown(.5) == (1, 'FAIL', ['any defect'])
+    tile = {'tile_scores': np.float32([.45])}
+    assert shown(.45, **tile) == (1, 'REVIEW', ['review_margin', 'any defect'])  # the best of its tiles is in doubt
+    assert shown(.9, **tile) == (0, 'REVIEW', ['no outline'])  # another tile made the score
     speck = f._replace(boxes=np.float32([[20, 20, 21, 21]]), crop_boxes=np.float32([[19.5, 19.5, 21.5, 21.5]]))
     assert post(speck, p)[1] == 'REVIEW'  # a speck is no defect, but the score remains
     blind, *_ = post(f._replace(masks=f.masks*0), p)

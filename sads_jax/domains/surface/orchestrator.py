@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core.types import BOX_FLOOR, IMAGE_FLOOR, Detections, Findings
+from ...inference.adapters import logit
 from ...ops.boxes import square_context
 from ...ops.crops import crop_and_resize
 from ...ops.nms import batched_nms
@@ -83,10 +84,8 @@ def opinion(
     share:float, # Of the distance, 0..1; 0: the score stays as it is
 ) -> jax.Array: # float32 scalar, 0..1
     "Both in one score, by a logarithmic opinion pool (Genest and Zidek 1986) in which a distance counts as odds of its fourth power; the score alone where the distance is not a number"
-    p = jnp.clip(score, 1e-6, 1 - 1e-6)
-    odds = jnp.log(p) - jnp.log1p(-p)
     other = 4*jnp.log(jnp.clip(distance, .1, 10))
-    return jnp.where(jnp.isfinite(distance), jax.nn.sigmoid((1 - share)*odds + share*other), score)
+    return jnp.where(jnp.isfinite(distance), jax.nn.sigmoid((1 - share)*logit(score) + share*other), score)
 
 
 # %% ../../../nbs/06_domains/surface/30_orchestrator.ipynb #026e67d3

@@ -208,6 +208,12 @@ def _broadcast(g, e, x):
     if tuple(given) != e.invars[0].aval.shape: x = g.reshape(x, given)
     return x if tuple(given) == shape else g('Expand', x, np.array(shape, np.int64))
 
+@_rule('iota')
+def _iota(g, e):
+    shape, at = e.params['shape'], e.params['dimension']
+    line = np.arange(shape[at], dtype=e.params['dtype']).reshape([-1 if i == at else 1 for i in range(len(shape))])
+    return line if line.shape == shape else g('Expand', line, np.array(shape, np.int64))
+
 @_rule('transpose')
 def _transpose(g, e, x): return g.turn(x, e.params['permutation'])
 

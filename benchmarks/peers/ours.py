@@ -19,7 +19,8 @@ def detector(models, height, width, folder):
 
     from sads_jax.models.store import load_model
     apply, params, _ = load_model(Path(models) / "detector")
-    run, params = jax.jit(apply), {k: jax.device_put(v) for k, v in params.items()}
+    one_by_one = lambda params, images: jax.lax.map(lambda x: apply(params, x[None])[0], images)  # as the cascade does: the maps of one photograph stay in the processor's cache
+    run, params = jax.jit(one_by_one), {k: jax.device_put(v) for k, v in params.items()}
     images = np.random.default_rng(0).integers(0, 256, (4, int(height), int(width), 3)).astype(np.float32) / 255
     np.savez(Path(folder) / "weights.npz", **{k: np.asarray(v) for k, v in params.items()})
     np.savez(Path(folder) / "expected.npz", images=images, map=np.asarray(run(params, images)))

@@ -131,7 +131,8 @@ class Run:
         self.workdir, self.bundle, self.dataset = workdir, workdir / "bundle", workdir / "data/dataset"
         self.split_file = workdir / "data/split/split.json"
         self.data, self.split, self.version = read_coco(self.dataset), read_split(self.split_file), bundle_version(self.bundle)
-        self.buckets = [tuple(b) for b in read_bundle(self.bundle).preprocess["buckets"]]
+        info = read_bundle(self.bundle)
+        self.buckets, self.forms = [tuple(b) for b in info.preprocess["buckets"]], {"ours": "float32"} | ({"ours, onnx form": "onnx"} if "onnx" in info.params.export.artefacts else {})
         self.size = args.size or round(median([(h * w)**.5 for h, w in self.buckets]) / 32) * 32
         self.minutes = args.minutes or training_minutes(workdir)
         self.home, self.args, self.env = home, args, ENV | paths(home)
@@ -276,8 +277,8 @@ def start(run):
         (Path(d) / "settings.ini").write_text("[sads]\ncache_dir = cache\n")
         (Path(d) / "list.txt").write_text("\n".join(files) + "\n")
 
-        def ours(photos):
-            lines, rss, *_ = watched([sads, "predict", *photos, "--bundle", run.bundle.absolute(), "--out", "-", "-q"], ENV, d)
+        def ours(photos, form="float32"):
+            lines, rss, *_ = watched([sads, "predict", *photos, "--bundle", run.bundle.absolute(), "--artefact", form, "--out", "-", "-q"], ENV, d)
             return next(t for t, line in lines if line.startswith("{")), rss
 
         def theirs(model, task, source):
@@ -286,11 +287,10 @@ def start(run):
         cold = ours(files[:1])[0]
         for r in range(run.args.repeats):
             say(f"start: {r + 1} of {run.args.repeats}")
-            for name in ("ours", *models):
-                one = (lambda: ours(files[:1])) if name == "ours" else lambda name=name: theirs(*models[name], files[0])
-                took.setdefault(name, []).append(one()[0])
-        for name in ("ours", *models):
-            memory[name] = (ours(files) if name == "ours" else theirs(*models[name], f"{d}/list.txt"))[1]
+            for name, form in run.forms.items(): took.setdefault(name, []).append(ours(files[:1], form)[0])
+            for name, model in models.items(): took.setdefault(name, []).append(theirs(*model, files[0])[0])
+        for name, form in run.forms.items(): memory[name] = ours(files, form)[1]
+        for name, model in models.items(): memory[name] = theirs(*model, f"{d}/list.txt")[1]
     return {"cold": cold, "photos": len(files), "first": {k: median(v) for k, v in took.items()}, "rss_mb": memory}
 
 
@@ -385,8 +385,8 @@ Data: {len(run.data)} photographs, {len(kind)} classes; the same part-grouped sp
     b = r["start"]
     out.append(f"## Start and memory\n\nFrom process start to the first verdict, and the most memory over {b['photos']} photographs in one process. Ours with its compiled programs kept "
                f"from an earlier start; the very first start, which compiles, took {b['cold']:.1f} s.\n\n"
-               + table(["", "first verdict s", "memory MB", "ours / this, first verdict", "memory"], [[n, num(t, 2), num(b["rss_mb"][n], 0), *(["", ""] if n == "ours" else
-                   [ratio(b["first"]["ours"], t), ratio(b["rss_mb"]["ours"], b["rss_mb"][n])])] for n, t in b["first"].items()]))
+               + table(["", "first verdict s", "memory MB", "ours / this, first verdict", "memory"], [[n, num(t, 2), num(b["rss_mb"][n], 0), *(["", ""] if n in run.forms else
+                   [" / ".join(ratio(b[what][o], b[what][n]) for o in run.forms) for what in ("first", "rss_mb")])] for n, t in b["first"].items()]))
 
     g = r["graph"]
     out.append(f"## The detector's graph alone\n\n{g['bucket'][0]} x {g['bucket'][1]} px, milliseconds a batch; largest difference to ours: torch {g['worst']['torch']:.1e}, onnxruntime {g['worst']['onnxruntime']:.1e} "

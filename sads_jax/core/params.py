@@ -154,7 +154,8 @@ class DetectorSpec(Spec):
     max_detections: _positive = 16 # K
     score_floor: _fraction = .05 # detections below it never leave the program
     nms_iou: _fraction = .5
-    flips: Literal[1, 2, 4] = 1 # views averaged at inference: as it is; and mirrored; and both ways. Each costs a pass of the detector; none but the first where that sees nothing above `score_floor`
+    flips: Literal[1, 2, 4] = 1 # views averaged at inference: as it is; and mirrored; and both ways. Each costs a pass of the detector
+    flips_from: _fraction = .005 # they are looked at only where a cell of the first one is defect with this probability; 0: always
     boxes: Literal['regions', 'network'] = 'regions' # connected components of the map, or learnt distances to the sides of the defect's box
     fit: bool = True # boxes are then drawn tight around the segmenter's masks
 

@@ -75,7 +75,7 @@ def build_cascade(
     if proposes: found = lambda logits, cells, features, images: (*adapter(logits, *candidates(cells), images), features)
     else: found = lambda logits, features, images: (*adapter(logits, images), features)
     anomaly = bind(models['anomaly'][0], lambda distance: distance, 'anomaly', inputs=lambda images, features: (features, photographed(images)))
-    return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips, boxes=proposes, least=d.score_floor), found, 'detector', show=True), bind_classifier(models['classifier'][0]),
+    return SADSInferenceOrchestrator(bind(flip_averaged(models['detector'][0], d.flips, boxes=proposes, least=d.flips_from), found, 'detector', show=True), bind_classifier(models['classifier'][0]),
         bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter'), tuple(categories),
         classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
         segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=d.nms_iou, fit=d.fit,

@@ -82,8 +82,8 @@ def candidates(
 _SIDES = np.array([[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]) # left, top, right, bottom in each view
 
 def logit(
-    p, # 0..1
-) -> jax.Array: # Log odds, finite: of a probability between 1e-6 and 1 - 1e-6
+    p, # float32 [...], 0..1
+) -> jax.Array: # Log odds [...], finite: of a probability between 1e-6 and 1 - 1e-6
     "The inverse of the sigmoid"
     p = jnp.clip(p, 1e-6, 1 - 1e-6)
     return jnp.log(p) - jnp.log1p(-p)

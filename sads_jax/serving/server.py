@@ -11,6 +11,7 @@ __all__ = ['check_address', 'SADSServer', 'make_server', 'build_server', 'gracef
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager, contextmanager
@@ -92,6 +93,8 @@ class SADSServer(ls.LitServer):
         async with super().lifespan(app): yield
 
     def _perform_graceful_shutdown(self, manager, uvicorn_workers, shutdown_reason='normal'):
+        self._shutdown_event = threading.Event()  # of this process: LitServe's monitor would ask the manager, which ends below
+        self._shutdown_event.set()
         for w in self.inference_workers: w.terminate = w.kill
         super()._perform_graceful_shutdown(manager, uvicorn_workers, shutdown_reason)
 

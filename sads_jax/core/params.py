@@ -83,6 +83,7 @@ class SplitSpec(Spec):
     test: _fraction = .2
     near_duplicate: _fraction = .8 # similarity above which two photographs count as the same part; a false join only enlarges a group, a missed twin leaks
     on_leak: Literal['fail', 'group', 'warn'] = 'group' # near twins in two parts: stop, join their parts before splitting, or only report
+    refit: bool = False # once nothing is chosen by `val` any more: its parts are learnt from too; calibration and test stay as they are
     seed_offset: int = 0 # added to `seed` for the split alone, to vary it while the models' seed stays
 
     @model_validator(mode='after')
@@ -359,6 +360,12 @@ class Params(Spec):
     decision: DecisionSpec = DecisionSpec()
     export: ExportSpec = ExportSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+
+    @model_validator(mode='after')
+    def _stopped_by(self):
+        stops = [t for t in ('detector', 'classifier', 'segmenter') if getattr(self, t).trainer.patience]
+        if self.split.refit and stops: raise ValueError(f'split.refit leaves no photographs by which {stops[0]}.trainer.patience could stop; set one of the two to its default')
+        return self
 
 
 # %% ../../nbs/00_core/30_params.ipynb #972c249b

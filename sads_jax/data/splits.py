@@ -80,7 +80,8 @@ def split_parts(
         for s in _PRIORITY:
             if queue and s in share and not have[s][stratum]: put(queue.pop(0), s)
         for g in sorted(queue, key=lambda g: -len(groups[g])): put(g, max(share, key=lambda s: lack(s, stratum)))
-    return {s: tuple(sorted(i for g, to in home.items() if to == s for i in groups[g])) for s in SPLITS}
+    joins = {'val': 'train'} if spec.refit else {}
+    return {s: tuple(sorted(i for g, to in home.items() if joins.get(to, to) == s for i in groups[g])) for s in SPLITS}
 
 def _refuse_twins(data, twins):
     for a, b, similarity in twins:

@@ -182,7 +182,7 @@ class SADSPostprocessor:
         findings:Findings, # Of one image, numpy
         placement:Placement,
     ) -> np.ndarray: # float32 [H, W] of the original image, 0..1
-        "How likely each pixel is defect: the detector's map; where crops were looked at, its average with mask probability times the box's score"
+        "How likely each pixel is defect: the detector's map; where crops were looked at, pooled with what the segmenter says (logarithmic opinion pool, Genest & Zidek 1986), which counts half as much"
         p = placement
         dense = np.asarray(findings.defect_map, np.float32)
         canvas = p.height/p.original_height, p.width/p.original_width
@@ -193,9 +193,10 @@ class SADSPostprocessor:
             box = _unclipped(findings.crop_boxes[i], p, canvas)
             top, left, mask = paste_patch(findings.masks[i], box, p.original_height, p.original_width)
             window = np.s_[top:top+mask.shape[0], left:left+mask.shape[1]]
-            fine[window] = np.maximum(fine[window], mask*np.float32(findings.scores[i]))
+            fine[window] = np.maximum(fine[window], mask)
             seen[window] = True
-        return np.where(seen, (out + fine)/2, out)
+        out[seen] = _pooled(np.clip(out[seen], 1e-6, 1 - 1e-6), np.clip(fine[seen], .02, .98))
+        return out
 
     def _doubt(self, score, defects):
         t, low = self.threshold, self.decision.review_from(self.threshold)
@@ -245,6 +246,11 @@ class SADSPostprocessor:
             score=round(float(score), 4), area_px=area, length_px=length, area_mm2=None if mm is None else round(area*mm*mm, 4),
             length_mm=None if mm is None else round(length*mm, 4), contrast=None if photo is None else contrast(patch, photo),
             zones=zone_areas(self.decision.zones, patch.mask, (patch.top, patch.left), (h, w), mm), mask=patch_rle(patch, h, w))
+
+def _pooled(p, q):
+    "Probability whose log-odds are the mean of those of `p`, twice, and `q`"
+    yes, no = np.cbrt(p*p*q), np.cbrt((1 - p)**2*(1 - q))
+    return yes/(yes + no)
 
 def _pixels(box, h, w):
     "Rows and columns of the pixels whose centres lie in a box, at least one: top, left, bottom, right"

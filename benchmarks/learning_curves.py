@@ -3,8 +3,8 @@
     python benchmarks/learning_curves.py [-S data.kind=magnetic_tile -S data.root=DIR] [--seeds 0 1 2] [--work DIR]
 
 Every training part keeps its photographs; only the given share of the defective ones keeps its labels, dealt out
-class by class and the same for all trainers, a larger share containing the smaller. `cnn` and `finetune` can use
-those alone, `contrastive` looks at the other photographs too. Judged is the name given to true boxes of the test
+class by class and the same for all trainers, a larger share containing the smaller. `cnn`, `finetune` and `discriminant`
+can use those alone, `contrastive` looks at the other photographs too. Judged is the name given to true boxes of the test
 parts, which no photograph of a training part shows. A seed means another split, other labels and other weights.
 
 Writes RESULTS.md's table between its marks, and the plot beside it; runs that are in --work/rows.jsonl are not
@@ -28,14 +28,15 @@ from sads_jax.inference.predictor import use_compilation_cache
 
 HERE = Path(__file__).parent
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
-KINDS = ("cnn", "finetune", "contrastive")
+KINDS = ("cnn", "finetune", "discriminant", "contrastive")
 HALVES = ("pretraining alone", "pull alone")  # of `contrastive`, at TOLD only
 TOLD = 0.1
 SMALL = ["data.kind=synthetic", "data.n_parts=300", "data.exposures=1", "data.size=96", "data.defective=0.9", "image.buckets=[[96, 96]]",
          "split.train=0.5", "split.val=0.05", "split.calibration=0.05", "split.test=0.4"]
 COMMON = {"steps": 100, "batch_size": 24, "learning_rate": 0.003, "warmup": 15, "ema": 0.95, "eval_every": 100}
 PRETRAIN = 200
-OWN = {"cnn": {"kind": "cnn"}, "finetune": {"kind": "finetune", "views": 4}, "contrastive": {"kind": "contrastive", "pretrain_steps": PRETRAIN},
+OWN = {"cnn": {"kind": "cnn"}, "finetune": {"kind": "finetune", "views": 4}, "discriminant": {"kind": "discriminant", "views": 4},
+       "contrastive": {"kind": "contrastive", "pretrain_steps": PRETRAIN},
        "pretraining alone": {"kind": "contrastive", "pretrain_steps": PRETRAIN, "pull": 0.0}, "pull alone": {"kind": "contrastive", "pretrain_steps": 0}}
 BEGIN, END = "<!-- written by benchmarks/learning_curves.py: begin -->", "<!-- end of learning curves -->"
 
@@ -103,7 +104,8 @@ def measure(args, params, work, told=print):
                 continue
             split = split_of[seed]
             few, parts = some_labels(data, split["train"], share, seed)
-            p = parse_params(params.model_dump(mode="json") | {"seed": seed, "classifier": {"crop": args.crop, "trainer": {**COMMON, "steps": args.steps, **OWN[kind]}}})
+            steps = {} if kind == "discriminant" else COMMON | {"steps": args.steps}
+            p = parse_params(params.model_dump(mode="json") | {"seed": seed, "classifier": {"crop": args.crop, "trainer": steps | OWN[kind]}})
             checkpoints, kept = work / "checkpoints", work / f"pretrained-{seed}.safetensors"
             shutil.rmtree(checkpoints, ignore_errors=True)
             checkpoints.mkdir()
@@ -179,7 +181,7 @@ def page(rows, args, params, name):
 
 ## How many labels does each trainer need?
 
-Crop accuracy on true boxes, {params.data.kind}, part-grouped splits, {len(seeds)} seeds (another split, other labels, other weights), {min(boxes)} to {max(boxes)} test boxes; mean ± standard deviation. Crops of {args.crop} px, {args.steps} steps of {COMMON['batch_size']} crops for all; `contrastive` first takes {PRETRAIN} steps on all training photographs without labels (once a seed, whatever the share). Labels are dealt out class by class, the same to all; in brackets, how many parts have them.
+Crop accuracy on true boxes, {params.data.kind}, part-grouped splits, {len(seeds)} seeds (another split, other labels, other weights), {min(boxes)} to {max(boxes)} test boxes; mean ± standard deviation. Crops of {args.crop} px, {args.steps} steps of {COMMON['batch_size']} crops for all that take steps; `contrastive` first takes {PRETRAIN} steps on all training photographs without labels (once a seed, whatever the share). Labels are dealt out class by class, the same to all; in brackets, how many parts have them.
 
 {table(rows, args.kinds)}
 

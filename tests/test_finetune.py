@@ -4,8 +4,11 @@ import pytest
 
 from sads_jax.core.params import Params
 from sads_jax.data.connectors import ConnectorFactory, ingest
+from sads_jax.models.classifier import box_geometry
 from sads_jax.models.store import load_model
-from sads_jax.training.trainers import train_task
+from sads_jax.ops.boxes import square_context
+from sads_jax.ops.crops import crop_and_resize
+from sads_jax.training.trainers import make_samples, make_task, train_task
 
 TRAINER = {'kind': 'finetune', 'views': 1, 'steps': 8, 'warmup': 2, 'batch_size': 4, 'eval_every': 4, 'unfreeze_steps': 8, 'unfreeze_from': 9}
 
@@ -81,3 +84,27 @@ def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder
     thawed, _ = trained(photographs, tmp_path/'b', task, start_from=folder)
     moved = {k for k in shared if not np.array_equal(thawed[k], whole[0][k])}
     assert moved and all(int(k.split('/')[2]) >= 9 for k in moved)
+
+
+def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, folder, whole, tmp_path):
+    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 2, 'shrinkage': .3}}})
+    told = []
+    rows = train_task('classifier', *photographs, params, tmp_path, start_from=folder, progress=lambda *a: told.append(a[:3]))
+    assert [sorted(r) for r in rows] == [['loss', 'score', 'step']] and ('classifier', 1, 1) in told
+    apply, weights, facts = load_model(tmp_path)
+    assert facts['build']['width'] == 0 and not any('hidden' in k for k in weights)
+    for k, v in whole[0].items():
+        if k.startswith('backbone/'): np.testing.assert_array_equal(weights[k], v)
+    data, split = photographs
+    task = make_task('classifier', params, data.categories)
+    samples = make_samples(task, data, split['train'], params.image.buckets, 0)
+    right = []
+    for item, box, label in zip(samples.item, samples.box, samples.label):
+        e = samples.dataset[int(item)]
+        crop = crop_and_resize(e.canvas[None].astype(np.float32)/255, square_context(box[None], facts['context'], facts['least']), np.zeros(1, np.int32), facts['crop'])
+        right.append(int(apply(weights, crop, box_geometry(box[None], 64, 64))[0].argmax()) == label)
+    assert len(set(samples.label.tolist())) > 2 and np.mean(right) > .95
+
+
+def test_only_names_have_a_discriminant():
+    with pytest.raises(ValueError, match='detector.trainer'): Params.model_validate({'detector': {'trainer': {'kind': 'discriminant'}}})

@@ -74,7 +74,7 @@ def test_a_change_reruns_what_follows_and_no_more(assignments, first):
     assert stale(*assignments) == ALL[ALL.index(first):]
 
 def test_one_task_leaves_those_alone_that_do_not_start_from_it():
-    assert stale('classifier.trainer.steps=9') == ['train@classifier', 'calibrate', 'evaluate', 'register']
+    assert stale('classifier.trainer.views=9') == ['train@classifier', 'calibrate', 'evaluate', 'register']
     assert stale('segmenter.trainer.steps=9') == ['train@segmenter', 'train@classifier', 'calibrate', 'evaluate', 'register']
     assert stale('detector.trainer.steps=9') == ALL[ALL.index('train@detector'):]
 

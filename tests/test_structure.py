@@ -160,10 +160,10 @@ def test_modules_are_what_the_notebooks_say(tmp_path):
 def kinds(union) -> set[str]: return {m.model_fields['kind'].default for m in typing.get_args(typing.get_args(union)[0])}
 
 def test_every_kind_in_the_schema_has_a_builder():
-    from sads_jax.core.params import AnomalySpec, DataSpec, TrainerSpec
+    from sads_jax.core.params import AnomalySpec, DataSpec, NameTrainerSpec
     from sads_jax.data.connectors import ConnectorFactory
     from sads_jax.training.anomaly import AnomalyFactory
     from sads_jax.training.trainers import TrainerFactory
     assert set(ConnectorFactory) == kinds(DataSpec)
-    assert set(TrainerFactory) == kinds(TrainerSpec)
+    assert set(TrainerFactory) == kinds(NameTrainerSpec)
     assert set(AnomalyFactory) == kinds(AnomalySpec)

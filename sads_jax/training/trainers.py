@@ -1,4 +1,4 @@
-"""Three ways to train each model of the cascade: heads on frozen pretrained features, everything from scratch, or from scratch after a look at all photographs
+"""Three ways to train each model of the cascade: heads on frozen pretrained features, everything from scratch, or from scratch after a look at all photographs; and a closed form for names
 
 Docs: https://sads-jax.github.io/sads_jax/04_training/trainers.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/04_training/trainers.html.md"""
 
 # %% auto #0
 __all__ = ['TrainerFactory', 'Task', 'make_task', 'Samples', 'make_samples', 'with_pasted', 'Sampler', 'FeatureBank', 'finetune',
-           'cnn', 'contrastive', 'train_task']
+           'discriminant', 'cnn', 'contrastive', 'train_task']
 
 # %% ../../nbs/04_training/30_trainers.ipynb #df72f7d7
 import zlib
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from ..core.errors import DataError
 from ..core.factory import Factory
@@ -28,7 +30,7 @@ from ..data.augment import Augmentation, augment, flip_rotate
 from ..data.dataset import CVDataset, Example
 from ..data.paste import paste_defects
 from ..models.backbone import pure, to_flat
-from ..models.classifier import box_geometry
+from ..models.classifier import box_geometry, fit_discriminant
 from ..models.detector import is_frozen
 from ..models.store import MODELS, load_model, save_model
 from ..ops.boxes import square_context
@@ -82,7 +84,7 @@ def make_task(
     "The task of one model of the cascade"
     spec = getattr(params, name)
     trainer = spec.trainer
-    build = {'backbone': 'lite0'} if trainer.kind == 'finetune' else {'backbone': 'plain', 'backbone_width': trainer.width}
+    build = {'backbone': 'lite0'} if trainer.kind in ('finetune', 'discriminant') else {'backbone': 'plain', 'backbone_width': trainer.width}
     if name == 'detector':
         view, loss, more = (_boxes_view, detection_loss, {'boxes': True}) if spec.boxes == 'network' else (_whole_view, map_loss, {})
         return Task(name, build | {'width': spec.width} | more, view, loss, False, .375, {'classes': list(categories)})
@@ -92,7 +94,8 @@ def make_task(
         def view(key, images, class_map, box, label):
             box, _, crops = cut(key, images, box)
             return (crops, box_geometry(box, *images.shape[1:3])), label
-        return Task(name, build | {'n_classes': len(categories)}, view, name_loss, True, 0., facts)
+        linear = {'width': 0} if trainer.kind == 'discriminant' else {}
+        return Task(name, build | {'n_classes': len(categories)} | linear, view, name_loss, True, 0., facts)
     def view(key, images, class_map, box, label):
         _, square, crops = cut(key, images, box)
         target = crop_and_resize((class_map > 0).astype(jnp.float32)[..., None], square, jnp.arange(len(box)), spec.crop//2)
@@ -312,6 +315,43 @@ def finetune(views, unfreeze_steps, unfreeze_from, unfreeze_rate, *, spec, task,
         checkpoints=checkpoints and checkpoints/'all', on_step=lambda step, row: on_step(spec.steps + step, row))
     return weights, history + [row | {'step': spec.steps + row['step']} for row in more]
 
+@TrainerFactory.register('discriminant')
+def discriminant(views, shrinkage, *, task, model, start, train, seed, on_step, on_batch, **_):
+    "Class means of kept features, and how sure they may be; all weights and a history of one row"
+    bank = FeatureBank(task, pure(model, lambda m, *x: m.features(*x)), start, train, views, seed, on_batch=on_batch)
+    (mean, gain), = bank.statistics()
+    ((features,), labels), = bank.stores.values()
+    x, plain = np.clip((features - mean)*gain, -5, 5), np.array([bank.rows[s][0][1] for s in sorted(bank.rows)])
+    sample = np.empty(len(x), int)
+    for s, rows in bank.rows.items(): sample[[n for _, n in rows]] = s
+    part = np.array([train.dataset[int(i)].record.part_id for i in train.item])[sample]
+    fitted = partial(fit_discriminant, n_classes=task.build['n_classes'], shrinkage=shrinkage)
+    temperature, held_out = _temperature(fitted, x, labels, part, plain)
+    kernel, bias = fitted(x, labels)
+    head = {'standardise/mean/0': mean, 'standardise/gain/0': gain, 'out/kernel': kernel[None, None]/temperature, 'out/bias': bias/temperature}
+    row = {'step': 1, 'loss': _surprise(x[plain] @ kernel + bias, labels[plain], temperature), 'score': -held_out}
+    on_step(1, row)
+    return start | {f'head/{k}': jnp.asarray(v, jnp.float32) for k, v in head.items()}, [row]
+
+def _surprise(logits, labels, temperature): return float(-log_softmax(logits/temperature, -1)[np.arange(len(labels)), labels].mean())
+
+def _temperature(fitted, x, labels, part, plain, folds=5):
+    "What log-odds are divided by so that names of left-out parts surprise least, and how much they do (in nats)"
+    first = {p: c for p, c in zip(part[::-1], labels[::-1])}
+    fold = {p: i % folds for i, p in enumerate(sorted(first, key=lambda p: (first[p], p)))}  # the parts of a class in different folds
+    of, logits, truth = np.array([fold[p] for p in part]), [], []
+    for k in sorted(set(fold.values())):
+        learnt, held = of != k, plain[of[plain] == k]
+        held = held[np.isin(labels[held], labels[learnt])]  # a class that only they show could not be named
+        if not len(held): continue
+        kernel, bias = fitted(x[learnt], labels[learnt])
+        logits.append(x[held] @ kernel + bias)
+        truth.append(labels[held])
+    if not truth: return 1., 0.
+    logits, truth = np.concatenate(logits), np.concatenate(truth)
+    best = minimize_scalar(lambda t: _surprise(logits, truth, np.exp(t)), bounds=(0, 6), method='bounded')
+    return float(np.exp(best.x)), float(best.fun)
+
 @TrainerFactory.register('cnn')
 def cnn(width, *, spec, task, model, start, train, val, seed, checkpoints, on_step, more=None, **_):
     "Everything from scratch, augmented inside the compiled step; all weights and the history"
@@ -381,7 +421,7 @@ def train_task(
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
     weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=_first_weights(model, task, start_from), train=train, val=val,
-        photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, spec.steps + getattr(spec, 'unfreeze_steps', 0), row),
+        photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, getattr(spec, 'steps', 1) + getattr(spec, 'unfreeze_steps', 0), row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)
     return history

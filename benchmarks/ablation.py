@@ -20,6 +20,8 @@ VARIANTS = {  # name -> changed parameters, stages from which on it differs
     "backbone frozen": (["detector.trainer.unfreeze_steps=0", "segmenter.trainer.unfreeze_steps=0"], ALL),
     "detector from scratch": (["detector.trainer={kind: cnn, steps: 1500, batch_size: 8, eval_every: 500}"], ALL),
     "no pasted defects": (["detector.paste=0"], ALL),
+    "validation's parts not learnt from": (["split.refit=false"], ("split", *ALL)),
+    "names by a network": (["classifier.trainer={kind: finetune, steps: 300, batch_size: 32, views: 6}"], ALL[2:]),
     "detector alone in the image score": (["anomaly.share=0"], ALL[3:]),
     "no mirrored views": (["detector.flips=1"], ALL[4:]),
     "boxes as the map has them": (["detector.fit=false"], ALL[4:]),
@@ -57,7 +59,7 @@ def main():
     args = p.parse_args()
     print("| | " + " | ".join(FIGURES) + " | minutes |\n|---" + "|---" * (len(FIGURES) + 1) + "|")
     for name in args.only:
-        metrics, minutes = done(args.run, name, args.work / name.replace(" ", "-"), args.set)
+        metrics, minutes = done(args.run, name, args.work / name.replace(" ", "-").replace("'", ""), args.set)
         print(f"| {name} | " + " | ".join(f"{figure(metrics, f):.3f}" for f in FIGURES.values()) + f" | {'-' if minutes is None else f'{minutes:.1f}'} |", flush=True)
 
 

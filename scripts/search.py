@@ -14,7 +14,8 @@ search.yaml names the fields, where they may lie, and what is to be best:
       detector.paste: [0, 0.2, 0.4]
 
 Each trial is a `sads run` up to the bundle, in a folder of its own that begins with what the trials have in common: data
-and split, and the models whose part of params.yaml no field touches. All trials lie in search.db (Optuna, SQLite); the same command again
+and split, and the models whose part of params.yaml no field touches. Trials never learn from the validation split, whatever
+split.refit says; the run that follows the search may. All trials lie in search.db (Optuna, SQLite); the same command again
 goes on until there are --trials of them, also after it was killed. At the end: search.md (a table) and search.png.
 """
 import argparse
@@ -64,6 +65,11 @@ def shared_stages(fields):
         if not touched and all(n in mine for n in stage.needs) and name not in ("calibrate", "evaluate", "register"):
             mine.append(name)
     return mine
+
+
+def trial_params(path, assignments):
+    "As params.yaml and the command line have them, but what is judged on the validation split has not learnt from it"
+    return load_params(path, [*assignments, "split.refit=false"])
 
 
 def copy_common(common, folder, stages):
@@ -147,7 +153,7 @@ def main():
     args.workdir.mkdir(parents=True, exist_ok=True)
     settings = settings.model_copy(update={"cache_dir": (args.workdir / "cache").absolute()})  # programs are compiled once for all trials
     shared, common = shared_stages(space["fields"]), args.workdir / "common"
-    base = CVTrainingOrchestrator(load_params(args.params, args.assignments), settings, common)
+    base = CVTrainingOrchestrator(trial_params(args.params, args.assignments), settings, common)
     for name in shared:
         if not base.stamps.fits(STAGES[name], base.key(name), common):
             base.stage(name)
@@ -157,7 +163,7 @@ def main():
         folder, began = args.workdir / f"trial-{trial.number:04d}", time.perf_counter()
         shutil.rmtree(folder, ignore_errors=True)
         copy_common(common, folder, shared)
-        run = CVTrainingOrchestrator(load_params(args.params, [*args.assignments, *values]), settings, folder)
+        run = CVTrainingOrchestrator(trial_params(args.params, [*args.assignments, *values]), settings, folder)
         ran = run.run(until="calibrate")
         found = pick(of_validation(run), space["metric"])
         trial.set_user_attr("minutes", round((time.perf_counter() - began) / 60, 2)), trial.set_user_attr("ran", ran)

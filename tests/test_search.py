@@ -29,3 +29,7 @@ def test_a_figure_by_its_name():
     assert search.pick({'images': {'ap': .5}}, 'images.ap') == .5
     with pytest.raises(SADSError, match='images.aup'): search.pick({'images': {'ap': .5}}, 'images.aup')
     with pytest.raises(SADSError, match='no number'): search.pick({'images': {'ap': None}}, 'images.ap')
+
+def test_no_trial_learns_from_what_it_is_judged_on(tmp_path):
+    (tmp_path/'p.yaml').write_text('split: {refit: true}')
+    assert search.trial_params(tmp_path/'p.yaml', ['split.refit=true', 'seed=3']).split.refit is False

@@ -108,3 +108,15 @@ def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, f
 
 def test_only_names_have_a_discriminant():
     with pytest.raises(ValueError, match='detector.trainer'): Params.model_validate({'detector': {'trainer': {'kind': 'discriminant'}}})
+
+
+def test_a_class_without_example_is_never_named(photographs, tmp_path):
+    data, split = photographs
+    crops = np.random.default_rng(0).random((64, 32, 32, 3), np.float32)  # nothing like any class
+    gone = next(c for r in data.images if r.id in split['train'] for c in r.classes)
+    few = {'train': [i for i in split['train'] if gone not in data.by_id[i].classes], 'val': []}
+    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 1}}})
+    train_task('classifier', data, few, params, tmp_path)
+    apply, weights, _ = load_model(tmp_path)
+    logits = np.asarray(apply(weights, crops, np.zeros((64, 4), np.float32)))
+    assert np.isfinite(logits).all() and (logits.argmax(1) != data.categories.index(gone)).all()

@@ -77,5 +77,5 @@ def fit_discriminant(
     spread = (1 - shrinkage)*(apart.T @ apart)/len(x)
     spread[np.diag_indices_from(spread)] += shrinkage*np.square(apart).mean() + 1e-6
     kernel = np.linalg.solve(spread, means.T)
-    bias = np.where(count > 0, np.log(np.maximum(count, 1)/len(x)) - (means.T*kernel).sum(0)/2, -100.)
+    bias = np.where(count > 0, np.log(np.maximum(count, 1)/len(x)) - (means.T*kernel).sum(0)/2, -1e6)
     return kernel.astype(np.float32), bias.astype(np.float32)

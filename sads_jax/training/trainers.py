@@ -329,14 +329,14 @@ def discriminant(views, shrinkage, *, task, model, start, train, seed, on_step, 
     temperature, held_out = _temperature(fitted, x, labels, part, plain)
     kernel, bias = fitted(x, labels)
     head = {'standardise/mean/0': mean, 'standardise/gain/0': gain, 'out/kernel': kernel[None, None]/temperature, 'out/bias': bias/temperature}
-    row = {'step': 1, 'loss': _surprise(x[plain] @ kernel + bias, labels[plain], temperature), 'score': -held_out}
+    row = {'step': 1, 'loss': _surprise(x[plain] @ kernel + bias, labels[plain], temperature)} | ({} if held_out is None else {'score': -held_out})
     on_step(1, row)
     return start | {f'head/{k}': jnp.asarray(v, jnp.float32) for k, v in head.items()}, [row]
 
 def _surprise(logits, labels, temperature): return float(-log_softmax(logits/temperature, -1)[np.arange(len(labels)), labels].mean())
 
 def _temperature(fitted, x, labels, part, plain, folds=5):
-    "What log-odds are divided by so that names of left-out parts surprise least, and how much they do (in nats)"
+    "What log-odds are divided by so that names of left-out parts surprise least, and how much they do (in nats); 1 and None where no part can be left out"
     first = {p: c for p, c in zip(part[::-1], labels[::-1])}
     fold = {p: i % folds for i, p in enumerate(sorted(first, key=lambda p: (first[p], p)))}  # the parts of a class in different folds
     of, logits, truth = np.array([fold[p] for p in part]), [], []
@@ -347,7 +347,7 @@ def _temperature(fitted, x, labels, part, plain, folds=5):
         kernel, bias = fitted(x[learnt], labels[learnt])
         logits.append(x[held] @ kernel + bias)
         truth.append(labels[held])
-    if not truth: return 1., 0.
+    if not truth: return 1., None
     logits, truth = np.concatenate(logits), np.concatenate(truth)
     best = minimize_scalar(lambda t: _surprise(logits, truth, np.exp(t)), bounds=(0, 6), method='bounded')
     return float(np.exp(best.x)), float(best.fun)

@@ -3,7 +3,8 @@
     python export_yolo.py DATASET SPLIT.json OUT
 
 Runs beside the peers. What our own training leaves out (images known to be defective without a place) is left out
-of train and val here too.
+of train and val here too. Their training asks for a validation split: where ours learnt from its own (`split.refit`),
+theirs does too and gets the calibration split to choose its best epoch by.
 """
 import json
 import shutil
@@ -37,7 +38,7 @@ def main():
     index = {c["id"]: i for i, c in enumerate(tree["categories"])}
     for side in ("train", "val", "test"):
         for folder in ("images", "labels"): (out / folder / side).mkdir(parents=True)
-        for i in split[side]:
+        for i in split[side] or split["calibration"]:
             im = images[i]
             if side != "test" and (im["defective"] is None or im["defective"] and not marks[i]): continue
             shutil.copy(data / im["file_name"], out / "images" / side / f"{i}{Path(im['file_name']).suffix}")

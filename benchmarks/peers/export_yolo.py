@@ -38,7 +38,7 @@ def main():
     index = {c["id"]: i for i, c in enumerate(tree["categories"])}
     for side in ("train", "val", "test"):
         for folder in ("images", "labels"): (out / folder / side).mkdir(parents=True)
-        for i in split[side] or split["calibration"]:
+        for i in split["calibration" if side == "val" and not split["val"] else side]:
             im = images[i]
             if side != "test" and (im["defective"] is None or im["defective"] and not marks[i]): continue
             shutil.copy(data / im["file_name"], out / "images" / side / f"{i}{Path(im['file_name']).suffix}")

@@ -4,7 +4,9 @@ import pytest
 
 from sads_jax.core.params import Params
 from sads_jax.data.connectors import ConnectorFactory, ingest
+from sads_jax.models.backbone import hidden_channels
 from sads_jax.models.classifier import box_geometry
+from sads_jax.models.pretrained import LITE0_BLOCKS, lite0_weights
 from sads_jax.models.store import load_model
 from sads_jax.ops.boxes import square_context
 from sads_jax.ops.crops import crop_and_resize
@@ -84,6 +86,25 @@ def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder
     thawed, _ = trained(photographs, tmp_path/'b', task, start_from=folder)
     moved = {k for k in shared if not np.array_equal(thawed[k], whole[0][k])}
     assert moved and all(int(k.split('/')[2]) >= 9 for k in moved)
+
+
+def test_a_thinned_backbone_is_smaller_learns_and_is_handed_on(photographs, tmp_path):
+    told = []
+    weights, rows = trained(photographs, tmp_path/'a', keep=.4, progress=lambda what, done, total, row: told.append((what, done, total)))
+    assert ('detector thinning', 32, 32) in told and all(np.isfinite(r['loss']) for r in rows)
+    apply, _, facts = load_model(tmp_path/'a')
+    whole, slim = np.array(hidden_channels(lite0_weights())), np.array(facts['build']['hidden'])
+    assert (slim <= whole).all() and not (slim % 8).any()
+    c_in, c_out = (np.array([b[3] for b in LITE0_BLOCKS[a:][:15]]) for a in (0, 1))
+    side = 16/np.cumprod([b[2] for b in LITE0_BLOCKS[1:]])*2  # of what comes into a block, of 64 px
+    stride, k = (np.array([b[a] for b in LITE0_BLOCKS[1:]]) for a in (2, 1))
+    cost = (side*stride)**2*c_in + side**2*(k**2 + c_out)
+    assert .36 < (slim*cost).sum()/(whole*cost).sum() < .44
+    assert apply(weights, np.zeros((1, 64, 64, 3), np.float32)).shape == (1, 16, 16)
+    names, _ = trained(photographs, tmp_path/'b', 'classifier', start_from=tmp_path/'a', unfreeze_steps=0)  # whose own `keep` is 1
+    assert load_model(tmp_path/'b')[2]['build']['hidden'] == facts['build']['hidden']
+    for k, v in weights.items():
+        if k.startswith('backbone/'): np.testing.assert_array_equal(names[k], v)
 
 
 def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, folder, whole, tmp_path):

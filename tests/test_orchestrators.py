@@ -325,5 +325,6 @@ def test_one_look_serves_both_only_where_they_begin_alike():
     look = lambda mine, other, a=facts, b=facts: shared_backbone({'classifier': (None, mine, a), 'segmenter': (None, other, b)})
     assert callable(look(weights(1), weights(1) | {'head/x': np.float32([2])}))
     assert look(weights(1), weights(2)) is None
+    assert look(weights(1), weights(1) | {'backbone/stem': np.full(2, 1, np.float32)}) is None  # another share kept
     assert look(weights(1), weights(1), facts, facts | {'crop': 128}) is None
     assert look(weights(1), weights(1), *[facts | {'build': {'backbone': 'plain'}}]*2) is None

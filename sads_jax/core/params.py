@@ -133,6 +133,7 @@ class FinetuneSpec(_TrainerSpec):
     "Heads on a frozen pretrained backbone, whose features of `views` versions of each image are computed once; then, if wanted, the backbone's later blocks with them"
     kind: Literal['finetune'] = 'finetune'
     views: _positive = 4 # augmented versions of each training image; the first is the image itself
+    keep: Annotated[float, Field(gt=0, le=1)] = 1. # share of the backbone's multiplications that stays, before it learns: channels that the training photographs need least go. A model that starts from another's backbone takes it as it is
     unfreeze_steps: _count = 0 # steps after `steps` in which the backbone learns too, on images augmented anew each time; the heads then at half their rate
     unfreeze_from: Annotated[int, Field(ge=0, le=15)] = 5 # first of the backbone's 16 blocks that learns
     unfreeze_rate: Annotated[float, Field(gt=0)] = .2 # its learning rate as a share of the heads'
@@ -156,7 +157,7 @@ NameTrainerSpec = Annotated[Union[CnnSpec, FinetuneSpec, ContrastiveSpec, Discri
 
 class DetectorSpec(Spec):
     "Anchor-free detector: a dense defect map and boxes on it"
-    trainer: TrainerSpec = FinetuneSpec(steps=300, unfreeze_steps=200)
+    trainer: TrainerSpec = FinetuneSpec(steps=300, unfreeze_steps=200, keep=.5)
     width: _positive = 64 # channels of the head
     paste: _fraction = 0. # share of the defective images learnt from that are training defects pasted onto good training parts
     max_detections: _positive = 16 # K

@@ -8,6 +8,8 @@ Docs: https://sads-jax.github.io/sads_jax/03_models/segmenter.html.md"""
 __all__ = ['depth_to_space', 'Segmenter']
 
 # %% ../../nbs/03_models/50_segmenter.ipynb #59db98fe
+from collections.abc import Sequence
+
 import jax
 from flax import nnx
 
@@ -38,11 +40,12 @@ class Segmenter(nnx.Module):
         self,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
         backbone_width:int=16, # of the plain one
+        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
         width:int=48, # channels of the head, even
         dropout:float=.1,
         *, rngs:nnx.Rngs,
     ):
-        self.backbone = make_backbone(backbone, backbone_width, rngs=rngs)
+        self.backbone = make_backbone(backbone, backbone_width, hidden, rngs=rngs)
         self.head = _MaskHead(self.backbone.channels, width, dropout, rngs=rngs)
 
     def features(self, crops):

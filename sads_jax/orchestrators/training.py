@@ -86,12 +86,14 @@ def shared_backbone(
     models:dict[str, tuple], # From `load_models`
 ): # (all params, crops float32 [N, S, S, 3]) -> feature maps; None where crops or backbones of the two differ
     "What classifier and segmenter make of a crop before they go different ways: both keep the backbone they began with"
+    import numpy as np
+
     from sads_jax.inference.adapters import bind, sub_params
     from sads_jax.models.backbone import Lite0, pure
     (_, named, c), (_, outlined, s) = models['classifier'], models['segmenter']
     mine, other = sub_params(named, 'backbone'), sub_params(outlined, 'backbone')
     if any(c[k] != s[k] for k in ('crop', 'context', 'least')) or not c['build']['backbone'] == s['build']['backbone'] == 'lite0': return None
-    if any(not (mine[k] == other[k]).all() for k in mine): return None
+    if any(not np.array_equal(mine[k], other[k]) for k in mine): return None
     return bind(pure(Lite0()), lambda *maps: maps, 'classifier/backbone')
 
 def bind_classifier(

@@ -29,10 +29,12 @@ from ..core.params import Params, TileSpec
 from ..data.augment import Augmentation, augment, flip_rotate
 from ..data.dataset import CVDataset, Example
 from ..data.paste import paste_defects
-from ..models.backbone import pure, to_flat
+from ..models.backbone import Lite0, hidden_channels, pure, to_flat
 from ..models.classifier import box_geometry, fit_discriminant
 from ..models.detector import is_frozen
+from ..models.pretrained import lite0_weights
 from ..models.store import MODELS, load_model, save_model
+from ..models.thinning import channel_needs, kept_channels, thin
 from ..ops.boxes import square_context
 from ..ops.crops import crop_and_resize
 from .contrastive import pretrain, project, projection, supcon
@@ -389,15 +391,33 @@ def _fit(loss, batch_fn, learnt, frozen, *, spec, seed, held, val, checkpoints, 
     best, history = fit(learnt, loss, batch_fn, spec=spec, seed=seed, evaluate=None if val is None else score, checkpoints=checkpoints, on_step=on_step, **how)
     return frozen | best, history
 
-# %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae42
-def _first_weights(model, task, folder):
-    "What training starts from: the model as it was made, with the backbone of one trained before where both are of the pretrained make"
-    weights = to_flat(model)
-    if folder is None or task.build['backbone'] != 'lite0': return weights
-    _, learnt, facts = load_model(folder)
-    if facts['build']['backbone'] != 'lite0': return weights
-    return weights | {k: jnp.asarray(v) for k, v in learnt.items() if k.startswith('backbone/')}
+# %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae41
+_TO_THIN_BY = 40 # photographs
 
+def _thinned(samples, keep, tell):
+    "The pretrained backbone without what photographs like these need least; as many defective ones are asked as good ones, where there are"
+    bad = np.unique(samples.item[(samples.label >= 0) & ~samples.pasted])
+    good = np.setdiff1d(samples.item[~samples.pasted], bad)
+    some = lambda items, n: items[np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int)]
+    bad = some(bad, max(_TO_THIN_BY//2, _TO_THIN_BY - len(good)))
+    chosen = [*bad, *some(good, _TO_THIN_BY - len(bad))]
+    photographs = [samples.dataset[int(i)].canvas[None].astype(np.float32)/255 for i in chosen]
+    whole = lite0_weights()
+    needs = channel_needs(whole, photographs, on_block=lambda done, total: tell(done, 2*total))
+    return to_flat(Lite0(thin(whole, photographs, kept_channels(needs, keep), on_block=lambda done, total: tell(total + done, 2*total))))
+
+def _first_backbone(task, spec, samples, folder, tell):
+    "Constructor's arguments and weights of the backbone that training starts from: another model's where both are of the pretrained make, or the pretrained one, thinned if wanted; none of either where the model makes its own"
+    if task.build['backbone'] != 'lite0': return {}, {}
+    if folder is not None:
+        _, learnt, facts = load_model(folder)
+        if facts['build']['backbone'] == 'lite0':
+            return {k: v for k, v in facts['build'].items() if k == 'hidden'}, {k: jnp.asarray(v) for k, v in learnt.items() if k.startswith('backbone/')}
+    if getattr(spec, 'keep', 1) == 1: return {}, {}
+    weights = _thinned(samples, spec.keep, tell)
+    return {'hidden': hidden_channels(weights)}, {f'backbone/{k}': v for k, v in weights.items()}
+
+# %% ../../nbs/04_training/30_trainers.ipynb #e1a7ae42
 def train_task(
     name:str, # 'detector', 'classifier' or 'segmenter'
     data, # InspectionData
@@ -412,15 +432,17 @@ def train_task(
     "Train one model of the cascade and write it to `out`; `DataError` when there is nothing to learn from"
     spec, seed = getattr(params, name).trainer, params.seed + zlib.crc32(name.encode()) % 1000
     task = make_task(name, params, data.categories)
-    model = MODELS[name](**task.build, rngs=nnx.Rngs(seed))
     train = make_samples(task, data, split['train'], params.image.buckets, seed, params.image.tile)
     try: val = make_samples(task, data, split['val'], params.image.buckets, seed, params.image.tile)
     except DataError: val = None  # a small set may have no defect to spare; then there is no early stopping
     if name == 'detector' and any(data.by_id[i].weak for i in (*split['train'], *split['val'])): task = replace(task, loss=with_weak(task.loss))
     if name == 'detector' and params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
+    build, backbone = _first_backbone(task, spec, train, start_from, lambda done, total: progress(f'{name} thinning', done, total, {}))
+    task = replace(task, build=task.build | build)
+    model = MODELS[name](**task.build, rngs=nnx.Rngs(seed))
     own = set(type(spec).__annotations__)  # what this kind has beside what all have
     photographs = lambda: CVDataset(data, split['train'], params.image.buckets, tile=params.image.tile)
-    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=_first_weights(model, task, start_from), train=train, val=val,
+    weights, history = TrainerFactory(spec.model_dump(include=own), spec=spec, task=task, model=model, start=to_flat(model) | backbone, train=train, val=val,
         photographs=photographs, seed=seed, checkpoints=checkpoints, on_step=lambda step, row: progress(name, step, getattr(spec, 'steps', 1) + getattr(spec, 'unfreeze_steps', 0), row),
         on_batch=lambda done, total: progress(f'{name} features', done, total, {}))
     save_model(out, name, task.build, weights, history, **task.facts)

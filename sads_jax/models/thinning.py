@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from scipy.linalg.blas import dger
 
 from .backbone import Lite0, _Block, narrowed
 from .pretrained import LITE0_BLOCKS
@@ -29,16 +28,16 @@ def eliminate(
     inverse = np.linalg.inv(gram)
     kernel, left, gone, harm = inverse @ cross, np.arange(len(inverse)), [], []
     while len(left) > fixed:
-        n, inverse, kernel = len(left) - fixed, np.asfortranarray(inverse), np.asfortranarray(kernel)
-        here = np.ones(len(left), bool)
+        n, here = len(left) - fixed, np.ones(len(left), bool)
         for _ in range(-(-n//4)):  # then the matrices are made smaller, which is too dear to do for each
             price = np.full(n, np.inf)
             np.divide(np.square(kernel[:n]).sum(1), np.diag(inverse)[:n], out=price, where=here[:n])
             j = price.argmin()
             gone.append(left[j])
             harm.append(price[j])
-            share, row, sum_of = inverse[:, j]/inverse[j, j], inverse[j].copy(), kernel[j].copy()
-            kernel, inverse = dger(-1., share, sum_of, a=kernel, overwrite_a=1), dger(-1., share, row, a=inverse, overwrite_a=1)
+            share = inverse[:, j]/inverse[j, j]
+            kernel -= np.outer(share, kernel[j])
+            inverse -= np.outer(share, inverse[j])
             here[j] = False
         inverse, kernel, left = inverse[np.ix_(here, here)], kernel[here], left[here]
     return np.array(gone, int), np.array(harm)

@@ -17,7 +17,7 @@ import numpy as np
 ALL = ("train --task detector", "train --task segmenter", "train --task classifier", "anomaly", "calibrate", "evaluate")
 VARIANTS = {  # name -> changed parameters, stages from which on it differs
     "the recipe": ([], ()),
-    "backbone whole": (["detector.trainer.keep=1"], ALL),
+    "backbone thinned to half": (["detector.trainer.keep=0.5"], ALL),
     "backbone frozen": (["detector.trainer.unfreeze_steps=0", "segmenter.trainer.unfreeze_steps=0"], ALL),
     "detector from scratch": (["detector.trainer={kind: cnn, steps: 1500, batch_size: 8, eval_every: 500}"], ALL),
     "no pasted defects": (["detector.paste=0"], ALL),

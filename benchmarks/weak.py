@@ -28,7 +28,8 @@ from sads_jax.models.store import load_model
 from sads_jax.training.trainers import train_task
 
 SMALL = ["data.kind=synthetic", "data.n_parts=200", "data.exposures=1", "data.size=96", "image.buckets=[[96, 96]]",
-         "detector.trainer.steps=150", "detector.trainer.views=2", "detector.trainer.eval_every=150", "detector.width=32"]
+         "detector.trainer.steps=150", "detector.trainer.views=2", "detector.trainer.eval_every=150", "detector.trainer.keep=1",
+         "detector.trainer.unfreeze_steps=0", "detector.width=32"]
 WAYS = ("none", "few", "few + whole", "all")
 
 

@@ -178,8 +178,9 @@ class PlainNet(nnx.Module):
 def make_backbone(
     kind:str, # 'lite0' or 'plain'
     width:int=16, # of the plain network
+    *,
     hidden:Sequence[int]|None=None, # of a thinned Lite0
-    *, rngs:nnx.Rngs,
+    rngs:nnx.Rngs,
 ) -> nnx.Module: # callable [B,H,W,3] -> four feature maps; `.channels`
     "A backbone by name"
     return Lite0(hidden=hidden) if kind == 'lite0' else PlainNet(width, rngs=rngs)

@@ -50,12 +50,13 @@ class Classifier(nnx.Module):
         n_classes:int,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
         backbone_width:int=16, # of the plain one
-        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
         width:int=128, # of the hidden layer; 0: there is none, and the model is linear
         dropout:float=.3,
-        *, rngs:nnx.Rngs,
+        *,
+        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
+        rngs:nnx.Rngs,
     ):
-        self.backbone = make_backbone(backbone, backbone_width, hidden, rngs=rngs)
+        self.backbone = make_backbone(backbone, backbone_width, hidden=hidden, rngs=rngs)
         self.head = _NameHead(self.backbone.channels, n_classes, width, dropout, rngs=rngs)
 
     def features(self, crops, geometry):

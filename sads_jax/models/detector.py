@@ -112,13 +112,14 @@ class Detector(nnx.Module):
         self,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
         backbone_width:int=16, # of the plain one
-        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
         width:int=64, # channels of the head, even
         dropout:float=.2, # share of feature channels dropped in training
         boxes:bool=False, # does it also propose boxes?
-        *, rngs:nnx.Rngs,
+        *,
+        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
+        rngs:nnx.Rngs,
     ):
-        self.backbone = make_backbone(backbone, backbone_width, hidden, rngs=rngs)
+        self.backbone = make_backbone(backbone, backbone_width, hidden=hidden, rngs=rngs)
         self.head = _MapHead(self.backbone.channels, width, relative=True, dropout=dropout, boxes=boxes, rngs=rngs)
 
     def features(self, images):

@@ -40,12 +40,13 @@ class Segmenter(nnx.Module):
         self,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
         backbone_width:int=16, # of the plain one
-        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
         width:int=48, # channels of the head, even
         dropout:float=.1,
-        *, rngs:nnx.Rngs,
+        *,
+        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
+        rngs:nnx.Rngs,
     ):
-        self.backbone = make_backbone(backbone, backbone_width, hidden, rngs=rngs)
+        self.backbone = make_backbone(backbone, backbone_width, hidden=hidden, rngs=rngs)
         self.head = _MaskHead(self.backbone.channels, width, dropout, rngs=rngs)
 
     def features(self, crops):

@@ -24,7 +24,7 @@ def eliminate(
     cross:ArrayLike, # [C, D], their products with what a sum of them shall say
     fixed:int=0, # So many of the last ones stay whatever they cost
 ) -> tuple[np.ndarray, np.ndarray]: # int [C - fixed], channels in the order in which they go; float64 [C - fixed], by how much the mean squared error of the best sum grows
-    "Which channels a least-squares sum misses least, one after another (Hassibi and Stork 1993)"
+    "Which channels a least-squares sum misses least, one after another (Hassibi and Stork 1993); numpy's `LinAlgError` where `gram` has no inverse"
     inverse = np.linalg.inv(gram)
     kernel, left, gone, harm = inverse @ cross, np.arange(len(inverse)), [], []
     while len(left) > fixed:
@@ -52,11 +52,11 @@ def _moments(block, inputs, wanted, positions, seed):
     rng, gram, cross, outs = np.random.default_rng(seed), 0, 0, []
     for x, want in zip(inputs, wanted):
         add = want - x if block.adds(x) else want
-        z, add, want = (np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in (_hidden(block, x), add, want))
-        at = rng.permutation(len(z))[:positions]
-        z = np.concatenate([z[at], np.ones((len(at), 1))], 1)
-        gram, cross = gram + z.T @ z/len(at)/len(inputs), cross + z.T @ add[at]/len(at)/len(inputs)
-        outs.append(want[at])
+        at = rng.permutation(want.size//want.shape[-1])[:positions]
+        z, add, want = (np.asarray(a).reshape(-1, a.shape[-1])[at].astype(np.float64) for a in (_hidden(block, x), add, want))
+        z = np.concatenate([z, np.ones((len(at), 1))], 1)
+        gram, cross = gram + z.T @ z/len(at)/len(inputs), cross + z.T @ add/len(at)/len(inputs)
+        outs.append(want)
     prior = _PRIOR/sum(map(len, outs))*np.trace(gram)/len(gram)
     weights = np.concatenate([block.project[...], block.project_bias[...][None]]).astype(np.float64)
     return gram + prior*np.eye(len(gram)), cross + prior*weights, np.concatenate(outs).var(0).sum()

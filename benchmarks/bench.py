@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -110,14 +111,29 @@ def asked(python, script, *args, env=ENV):
         p.wait()
 
 
+class Peak(threading.Thread):
+    "Looks at a program's greatest memory [MB] until told to stop (`ru_maxrss` would begin with that of the program that started it)"
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.status, self.mb, self.over = Path(f"/proc/{pid}/status"), 0, threading.Event()
+
+    def run(self):
+        while not self.over.wait(.02):
+            with contextlib.suppress(OSError):  # it has just ended
+                if found := re.search(r"VmHWM:\s+(\d+) kB", self.status.read_text()): self.mb = int(found[1]) / 1024
+
+
 def watched(command, env, cwd=None):
     "Run a program: (seconds at which each line of output came, line), its greatest memory [MB], seconds in all and of processor time"
     start = time.perf_counter()
     p = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env | {"PYTHONUNBUFFERED": "1"}, cwd=cwd)
+    peak = Peak(p.pid)
+    peak.start()
     lines = [(time.perf_counter() - start, line.decode(errors="replace").rstrip()) for line in p.stdout]
     _, status, usage = os.wait4(p.pid, 0)
+    peak.over.set()
     if status: raise SystemExit(f"{Path(command[0]).name} failed:\n" + "\n".join(line for _, line in lines[-30:]))
-    return lines, usage.ru_maxrss / 1024, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return lines, peak.mb, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 
 
 # ---- one working folder

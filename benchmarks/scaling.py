@@ -19,7 +19,13 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-ASK = 'import resource, sys; from sads_jax.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: code = e.code or 0\nelse: code = 0\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)'
+ASK = """import sys
+from sads_jax.cli.main import main
+try: main(sys.argv[1:])
+except SystemExit as e: code = e.code or 0
+else: code = 0
+print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr)  # ru_maxrss would begin with that of the program that started this one
+sys.exit(code)"""
 
 
 def predict(folder, bundle, work):

@@ -1,11 +1,11 @@
-"""Ours against what people would pick instead: one finished working folder, one machine, one run.
+"""Ours against what people would pick instead: finished working folders, one machine, one run.
 
-    make bench WORKDIR=tiles [STEEL=steel] [ARGS='--minutes 5 --fresh']
+    make bench WORKDIR=tiles [STEEL=steel] [ARGS='--also parts --minutes 5 --fresh']
 
-WORKDIR is where `sads run` has finished. The peers get an environment of their own below `.bench/` and are run as
-programs; nothing of theirs is imported here. Every step's result is kept in `.bench/`, so a run that was stopped goes
-on where it was; `--fresh` measures again. The tables go to benchmarks/RESULTS.md, between two marks: text around
-them stays.
+WORKDIR is where `sads run` has finished; `--also` names another, for its speed and start alone. The peers get an
+environment of their own below `.bench/` and are run as programs; nothing of theirs is imported here. Every step's
+result is kept in `.bench/`, so a run that was stopped goes on where it was; `--fresh` measures again. The tables go
+to benchmarks/RESULTS.md, between two marks: text around them stays.
 """
 import argparse
 import contextlib
@@ -34,6 +34,7 @@ ENV = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"YOLO_OFFLIN
 ROWS = (("image AUROC (best box of the image)", "auroc"), ("class-agnostic mAP@0.5", "map50"), ("class-agnostic mAP@0.5:0.95", "map50_95"),
         ("class-aware mAP@0.5", "aware50"), ("class-aware mAP@0.5:0.95", "aware50_95"), ("pixel AP", "pixel_ap"))
 SIZES, WARM = (1, 8, 32), 8  # batch sizes of graphs; photographs that a rival's program gets to warm up
+BRIEF = .5  # minutes a peer is trained for a folder where speed alone counts
 
 
 def say(text): print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
@@ -139,8 +140,8 @@ def watched(command, env, cwd=None):
 # ---- one working folder
 
 class Run:
-    "A finished working folder and what is asked of it"
-    def __init__(self, workdir, args, home):
+    "A finished working folder and what is asked of it; peers are trained for as many `minutes` as ours unless told otherwise"
+    def __init__(self, workdir, args, home, minutes=None):
         from sads_jax.data.records import read_coco
         from sads_jax.data.splits import read_split
         from sads_jax.registry.bundle import bundle_version, read_bundle
@@ -150,7 +151,8 @@ class Run:
         info = read_bundle(self.bundle)
         self.buckets, self.forms = [tuple(b) for b in info.preprocess["buckets"]], {"ours": "float32"} | ({"ours, onnx form": "onnx"} if "onnx" in info.params.export.artefacts else {})
         self.size = args.size or round(median([(h * w)**.5 for h, w in self.buckets]) / 32) * 32
-        self.minutes = args.minutes or training_minutes(workdir)
+        self.title = f"{info.params.data.kind.replace('_', ' ')}, {' or '.join(f'{h} x {w}' for h, w in self.buckets)} px"
+        self.minutes = minutes or training_minutes(workdir)
         self.home, self.args, self.env = home, args, ENV | paths(home)
         self.folder = home / workdir.resolve().name
         self.steps = Steps(self.folder, args.fresh)
@@ -357,26 +359,17 @@ def machine(home):
     "Versions and the machine, as far as they matter to a reader"
     ask = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
     of = lambda python, *names: json.loads(subprocess.run([python, "-c", ask, *names], check=True, capture_output=True, text=True).stdout)
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")] if Path("/proc/cpuinfo").exists() else []
-    wide = next((n for n in ("avx512f", "avx2") if cpu and n in cpu[0].split()), platform.machine())
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", cpu, re.M)
+    wide = next((n for n in ("avx512f", "avx2") if n in cpu.split()), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     code = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = of(sys.executable, "jax", "numpy", "flax") | of(home / "venv/bin/python", "torch", "torchvision", "ultralytics", "onnxruntime", "opencv-python-headless")
-    return {"cores": len(os.sched_getaffinity(0)), "vectors": wide, "memory_gib": round(memory), "python": platform.python_version(), "code": code, "load": os.getloadavg()[0]} | {"versions": versions}
+    return {"cores": len(os.sched_getaffinity(0)), "model": model[1] if model else "unknown", "vectors": wide, "memory_gib": round(memory), "python": platform.python_version(), "code": code, "load": os.getloadavg()[0]} | {"versions": versions}
 
 
-def page(run, facts, r, steel):
-    kind = run.data.categories
+def quality_section(run, r):
     defective = sum(bool(run.data.by_id[i].defective) for i in run.split["test"])
-    out = [f"""Measured {datetime.date.today()} on {facts['cores']} cores ({facts['vectors']}), {facts['memory_gib']} GiB, Python {facts['python']}, code {facts['code']}; """
-           f"""1-minute load {facts['load']:.1f} when the page was written. {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. """
-           f"""Every figure of time is the median of {run.args.repeats} rounds in which the rivals took turns. Ratios are ours over theirs. All run in the same environment, """
-           f"""glibc's malloc told to keep what it has.""",
-           f"""## Quality at equal minutes
-
-Data: {len(run.data)} photographs, {len(kind)} classes; the same part-grouped split for all; {len(run.split['test'])} test photographs, {defective} of them defective. Side of the input: ours """
-           f"""{', '.join(f'{h} x {w}' for h, w in run.buckets)} px, theirs {run.size} px. Both by the same code (pycocotools for boxes). The peers start from their yaml: no pretrained weights of theirs """
-           """could be had here, while ours starts from an ImageNet backbone that comes as a package. For the class-agnostic figures their boxes that differ by name alone count once."""]
     models = {"ours": {"minutes": run.minutes}} | {p: r["train"][p] for p in run.peers}
     rows = [["training, minutes (wall)", *(num(m["minutes"], 1) for m in models.values()), *("" for _ in run.peers)],
             ["of processor time", "", *(num(r["train"][p]["cpu_minutes"], 1) for p in run.peers), *("" for _ in run.peers)],
@@ -384,44 +377,68 @@ Data: {len(run.data)} photographs, {len(kind)} classes; the same part-grouped sp
     for title, key in ROWS:
         mine = r["quality"]["ours"][key]
         rows.append([title, num(mine), *(num(r["quality"][p][key]) for p in run.peers), *(ratio(mine, r["quality"][p][key]) for p in run.peers)])
-    out.append(table(["", *models, *(f"ours / {p}" for p in run.peers)], rows))
+    return (f"""## Quality at equal minutes
 
-    s = r["speed"]
-    out.append("## Speed of the whole program\n\nFrom files on disk to verdicts, photographs decoded in the same time. The peers are timed by the moments at which their own `predict` names each photograph "
-               f"(after {WARM} to warm up); ours takes what its report takes, masks and rules included. Batches: ours the better of 8 and 32, theirs 8. "
-               + "; ".join(f"{k}: {n} photographs, {s['found'][k]:.1f} defects reported on each by ours" for k, n in s["images"].items()) + ".")
-    for kind in s["images"]:
+{run.title}: {len(run.data)} photographs, {len(run.data.categories)} classes; the same part-grouped split for all; {len(run.split['test'])} test photographs, {defective} of them defective. Side of the peers' input: """
+            f"""{run.size} px. Both by the same code (pycocotools for boxes). The peers start from their yaml: no pretrained weights of theirs """
+            """could be had here, while ours starts from an ImageNet backbone that comes as a package. For the class-agnostic figures their boxes that differ by name alone count once.\n\n"""
+            + table(["", *models, *(f"ours / {p}" for p in run.peers)], rows))
+
+
+def speed_section(run, s):
+    out = [f"### {run.title}"]
+    for kind, n in s["images"].items():
         rows = []
         for name, t in s["times"].items():
             mine, its = s["times"]["ours"][kind], t[kind]
             rows.append([name, num(its["one"], 1), num(its["batch"], 1), num(its["p50"], 1), num(its["p95"], 1), *(["", "", ""] if name == "ours" else
                 [ratio(mine["one"], its["one"]), ratio(mine["batch"], its["batch"]), ratio(mine["p50"], its["p50"])])])
-        out.append(f"**{kind}**\n\n" + table(["", "images/s, one by one", "images/s, batches", "p50 ms", "p95 ms", "images/s ratio", "in batches", "p50 ratio"], rows))
+        out.append(f"**{kind}**, {n} photographs, {s['found'][kind]:.1f} defects reported on each by ours\n\n"
+                   + table(["", "images/s, one by one", "images/s, batches", "p50 ms", "p95 ms", "images/s ratio", "in batches", "p50 ratio"], rows))
+    return "\n\n".join(out)
 
-    b = r["start"]
-    out.append(f"## Start and memory\n\nFrom process start to the first verdict, and the most memory over {b['photos']} photographs in one process. Ours with its compiled programs kept "
-               f"from an earlier start; the very first start, which compiles, took {b['cold']:.1f} s.\n\n"
-               + table(["", "first verdict s", "memory MB", "ours / this, first verdict", "memory"], [[n, num(t, 2), num(b["rss_mb"][n], 0), *(["", ""] if n in run.forms else
-                   [" / ".join(ratio(b[what][o], b[what][n]) for o in run.forms) for what in ("first", "rss_mb")])] for n, t in b["first"].items()]))
 
-    g = r["graph"]
-    out.append(f"## The detector's graph alone\n\n{g['bucket'][0]} x {g['bucket'][1]} px, milliseconds a batch; largest difference to ours: torch {g['worst']['torch']:.1e}, onnxruntime {g['worst']['onnxruntime']:.1e} "
-               "(logits). The others get depthwise layers as convolutions, as their users would write them.\n\n"
-               + table(["batch", *g["ms"], "ours / onnxruntime", "ours / torch"], [[n, *(num(g["ms"][k][n], 1) for k in g["ms"]), ratio(g["ms"]["ours"][n], g["ms"]["onnxruntime"][n]), ratio(g["ms"]["ours"][n], g["ms"]["torch"][n])]
-                   for n in map(str, SIZES)]) if "ms" in g else f"## The detector's graph alone\n\nNot measured: {g['skipped']}")
+def start_section(run, b):
+    return (f"### {run.title}\n\nThe very first start, which compiles, took {b['cold']:.1f} s; memory over {b['photos']} photographs.\n\n"
+            + table(["", "first verdict s", "memory MB", "ours / this, first verdict", "memory"], [[n, num(t, 2), num(b["rss_mb"][n], 0), *(["", ""] if n in run.forms else
+                [" / ".join(ratio(b[what][o], b[what][n]) for o in run.forms) for what in ("first", "rss_mb")])] for n, t in b["first"].items()]))
 
-    o = r["operations"]
-    out.append(f"## NMS and components\n\nMilliseconds a call, random boxes, IoU 0.5, every survivor wanted; {'the same boxes survive' if o['exact'] else 'NOT the same boxes survive'} as in the numpy loop.\n\n"
-               + table(["boxes x batch", "ours", "torchvision", "numpy", "ours / torchvision"], [[" x ".join(job.split()[1:]), num(t["ours"], 2), num(t["torchvision"], 2), num(t.get("numpy"), 1), ratio(t["ours"], t["torchvision"])]
-                   for job, t in o["ms"].items() if job.startswith("nms")])
-               + "\n" + table(["masks, side x batch", *next(t for j, t in o["ms"].items() if j.startswith("comp"))], [[" x ".join(job.split()[1:]), *(num(v, 1) for v in t.values())] for job, t in o["ms"].items() if job.startswith("comp")]))
-    if steel: out.append(steel_section(steel))
-    out.append("""## Not measured, and why
+
+def graph_section(run, g):
+    return (f"### {run.title.split(',')[0]}, {g['bucket'][0]} x {g['bucket'][1]} px\n\nLargest difference to ours (logits): torch {g['worst']['torch']:.1e}, onnxruntime {g['worst']['onnxruntime']:.1e}.\n\n"
+            + table(["batch", *g["ms"], "ours / onnxruntime", "ours / torch"], [[n, *(num(g["ms"][k][n], 1) for k in g["ms"]), ratio(g["ms"]["ours"][n], g["ms"]["onnxruntime"][n]), ratio(g["ms"]["ours"][n], g["ms"]["torch"][n])]
+                for n in map(str, SIZES)]))
+
+
+def operations_section(o):
+    return (f"## NMS and components\n\nMilliseconds a call, random boxes, IoU 0.5, every survivor wanted; {'the same boxes survive' if o['exact'] else 'NOT the same boxes survive'} as in the numpy loop.\n\n"
+            + table(["boxes x batch", "ours", "torchvision", "numpy", "ours / torchvision"], [[" x ".join(job.split()[1:]), num(t["ours"], 2), num(t["torchvision"], 2), num(t.get("numpy"), 1), ratio(t["ours"], t["torchvision"])]
+                for job, t in o["ms"].items() if job.startswith("nms")])
+            + "\n" + table(["masks, side x batch", *next(t for j, t in o["ms"].items() if j.startswith("comp"))], [[" x ".join(job.split()[1:]), *(num(v, 1) for v in t.values())] for job, t in o["ms"].items() if job.startswith("comp")]))
+
+
+def page(runs, results, facts, repeats, steel):
+    "Markdown. The first run has all steps, the others speed, start and graph."
+    each = lambda section, step: [section(run, r[step]) for run, r in zip(runs, results)]
+    return "\n\n".join([
+        f"""Measured {datetime.date.today()} on {facts['cores']} cores ({facts['model']}, {facts['vectors']}), {facts['memory_gib']} GiB, Python {facts['python']}, code {facts['code']}. """
+        f"""{', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. """
+        f"""Every figure of time is the median of {repeats} rounds in which the rivals took turns. Ratios are ours over theirs. All run in the same environment, glibc's malloc told to keep what it has.""",
+        quality_section(runs[0], results[0]),
+        f"## Speed of the whole program\n\nFrom files on disk to verdicts, photographs decoded in the same time. The peers are timed by the moments at which their own `predict` names each photograph "
+        f"(after {WARM} to warm up); ours takes what its report takes, masks and rules included. Batches: ours the better of 8 and 32, theirs 8.",
+        *each(speed_section, "speed"),
+        "## Start and memory\n\nFrom process start to the first verdict, and the most memory over many photographs in one process. Ours with its compiled programs kept from an earlier start.",
+        *each(start_section, "start"),
+        "## The detector's graph alone\n\nMilliseconds a batch. Ours takes a batch as the cascade does, one photograph after the other. The others get depthwise layers as convolutions, as their users would write them.",
+        *each(graph_section, "graph"),
+        operations_section(results[0]["operations"]),
+        *([steel_section(steel)] if steel else []),
+        """## Not measured, and why
 
 - anomalib's PaDiM and PatchCore: their backbones' weights are downloads, and none come inside a package.
 - The peers with pretrained weights: these are downloads too. With them their quality would be better than here.
-- A GPU: these figures are for a CPU.""")
-    return "\n\n".join(out) + "\n"
+- A GPU: these figures are for a CPU."""]) + "\n"
 
 
 def steel_section(workdir):
@@ -439,10 +456,26 @@ def write(text):
     RESULTS.write_text(before + MARKS[0] + "\n" + text + MARKS[1] + after)
 
 
+def measure(run, wanted):
+    "Results by step, kept ones where they are of the same bundle, weights and rounds"
+    r, step, repeats = {"train": {}, "quality": {}}, run.steps, run.args.repeats
+    for peer in run.peers if wanted & {"train", "quality", "speed", "start"} else ():
+        r["train"][peer] = step(f"train-{peer}", run.about, lambda peer=peer: train(run, peer))
+        if "quality" in wanted: r["quality"][peer] = step(f"quality-{peer}", [run.about, r["train"][peer]["weights"]], lambda peer=peer: score_peer(run, peer))
+    bundle = [run.version, [t["weights"] for t in r["train"].values()], repeats]
+    if "quality" in wanted: r["quality"]["ours"] = step("quality-ours", run.version, lambda: score_ours(run))
+    if "speed" in wanted: r["speed"] = step("speed", bundle, lambda: speed(run))
+    if "start" in wanted: r["start"] = step("start", bundle, lambda: start(run))
+    if "graph" in wanted: r["graph"] = step("graph", [run.version, repeats], lambda: graph(run))
+    if "operations" in wanted: r["operations"] = step("operations", [repeats, digest(ROOT / "sads_jax/ops/nms.py", ROOT / "sads_jax/ops/regions.py")], lambda: operations(run.home, repeats))
+    return r
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("workdir", type=Path)
     p.add_argument("--steel", type=Path, help="a finished working folder of recipes/neu_steel.yaml, for a section of its own")
+    p.add_argument("--also", type=Path, action="append", default=[], metavar="WORKDIR", help=f"another finished working folder, for speed, start and graph (its peers are trained {BRIEF} minutes); may be repeated")
     p.add_argument("--minutes", type=float, help="training time of the peers; default: what ours took")
     p.add_argument("--size", type=int, help="their input size [px]; default: as many pixels as ours")
     p.add_argument("--peers", default="yolo11n-seg,yolo26n", help="yaml names, comma-separated")
@@ -454,20 +487,11 @@ def main():
     home = args.home.absolute()
     home.mkdir(exist_ok=True)
     install(home)
-    run = Run(args.workdir, args, home)
+    runs = [Run(args.workdir, args, home, args.minutes), *(Run(w, args, home, BRIEF) for w in args.also)]
     wanted = set((args.only or "train,quality,speed,start,graph,operations").split(","))
-    r, step = {"train": {}, "quality": {}}, run.steps
-    for peer in run.peers if wanted & {"train", "quality", "speed", "start"} else ():
-        r["train"][peer] = step(f"train-{peer}", run.about, lambda peer=peer: train(run, peer))
-        if "quality" in wanted: r["quality"][peer] = step(f"quality-{peer}", [run.about, r["train"][peer]["weights"]], lambda peer=peer: score_peer(run, peer))
-    bundle = [run.version, [t["weights"] for t in r["train"].values()], args.repeats]
-    if "quality" in wanted: r["quality"]["ours"] = step("quality-ours", run.version, lambda: score_ours(run))
-    if "speed" in wanted: r["speed"] = step("speed", bundle, lambda: speed(run))
-    if "start" in wanted: r["start"] = step("start", bundle, lambda: start(run))
-    if "graph" in wanted: r["graph"] = step("graph", [run.version, args.repeats], lambda: graph(run))
-    if "operations" in wanted: r["operations"] = step("operations", [args.repeats, digest(ROOT / "sads_jax/ops/nms.py", ROOT / "sads_jax/ops/regions.py")], lambda: operations(home, args.repeats))
+    results = [measure(run, wanted if run is runs[0] else wanted & {"speed", "start", "graph"}) for run in runs]
     if not args.only:
-        write(page(run, machine(home), r, args.steel))
+        write(page(runs, results, machine(home), args.repeats, args.steel))
         say(f"{RESULTS.relative_to(ROOT)} written")
 
 

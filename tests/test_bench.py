@@ -2,6 +2,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,3 +68,26 @@ def test_the_numpy_loop_and_the_inputs():
 
 
 def test_ratios(): assert [bench.ratio(3, 2), bench.ratio(None, 2), bench.ratio(.4, .001)] == ['1.50x', '-', 'theirs is near 0']
+
+
+def test_the_page_has_each_folder_with_its_ratios():
+    kinds = lambda one: {'clean': dict(one=one, batch=2*one, p50=1000/one, p95=2000/one)}
+    def folder(title, fast):
+        run = SimpleNamespace(title=title, peers=['peer'], forms={'ours': 'float32', 'ours, onnx form': 'onnx'})
+        return run, {'speed': {'images': {'clean': 4}, 'found': {'clean': .25}, 'times': {'ours': kinds(fast), 'peer, torch': kinds(50)}},
+            'start': {'cold': 6, 'photos': 4, 'first': {'ours': 1.2, 'ours, onnx form': .6, 'peer, torch': 2}, 'rss_mb': {'ours': 300, 'ours, onnx form': 100, 'peer, torch': 400}},
+            'graph': {'bucket': [48, 48], 'worst': {'torch': 1e-5, 'onnxruntime': 2e-5}, 'ms': {'ours': {'1': 9, '8': 80, '32': 320}, 'onnxruntime': {'1': 10, '8': 100, '32': 320}, 'torch': {'1': 18, '8': 160, '32': 640}}}}
+    (tiles, first), (parts, other) = folder('tiles, 64 x 96 px', 25), folder('parts, 32 x 32 px', 100)
+    class Data(dict):
+        categories, by_id = ('pit',), {1: SimpleNamespace(defective=True), 2: SimpleNamespace(defective=None)}
+    vars(tiles).update(data=Data.fromkeys(range(9)), split={'test': [1, 2]}, minutes=3, size=80)
+    scores = lambda v: {key: v for _, key in bench.ROWS}
+    first |= {'train': {'peer': dict(minutes=3.1, cpu_minutes=6, epochs=5)}, 'quality': {'ours': scores(.75), 'peer': scores(.5) | {'pixel_ap': None}},
+        'operations': {'exact': True, 'ms': {'nms 300 32': {'ours': 4, 'torchvision': 10, 'numpy': 90}, 'components 64 8': {'host (scipy)': 2, 'jitted': 8, 'OpenCV': 1}}}}
+    facts = dict(cores=2, model='A', vectors='avx2', memory_gib=24, python='3.11', code='abc', versions={'jax': '1'})
+    page = bench.page([tiles, parts], [first, other], facts, 5, None)
+    for title, times in {'tiles, 64 x 96 px': 2, 'parts, 32 x 32 px': 2, 'tiles, 48 x 48 px': 1}.items(): assert page.count(f'### {title}\n') == times  # speed and start; graph
+    for line in ('tiles, 64 x 96 px: 9 photographs, 1 classes', '2 test photographs, 1 of them defective', '| pixel AP | 0.750 | - | - |', '| class-aware mAP@0.5 | 0.750 | 0.500 | 1.50x |',
+                 '| peer, torch | 50.0 | 100.0 | 20.0 | 40.0 | 0.50x | 0.50x | 2.00x |', '| peer, torch | 50.0 | 100.0 | 20.0 | 40.0 | 2.00x | 2.00x | 0.50x |',
+                 '| peer, torch | 2.00 | 400 | 0.60x / 0.30x | 0.75x / 0.25x |', '| 8 | 80.0 | 100.0 | 160.0 | 0.80x | 0.50x |', '| 300 x 32 | 4.00 | 10.00 | 90.0 | 0.40x |'):
+        assert line in page, line

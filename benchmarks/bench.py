@@ -159,6 +159,7 @@ class Run:
         self.python, self.yolo = home / "venv/bin/python", home / "venv/bin/yolo"
         self.peers = args.peers.split(",")
         self.about = {"split": digest(self.split_file), "size": self.size, "minutes": round(self.minutes, 2)}
+        self.photos = self.folder / "yolo" / f"data-{self.about['split']}"  # as the peers read them
 
     def task(self, peer): return "segment" if peer.endswith("-seg") else "detect"
 
@@ -182,11 +183,10 @@ def training_minutes(workdir):
 
 def train(run, peer):
     "Train a YOLO for as long as ours was trained; what it says of it"
-    data = run.folder / "yolo/data"
-    if not (data / "data.yaml").exists() or run.args.fresh:
-        subprocess.run([run.python, PEERS / "export_yolo.py", run.dataset, run.split_file, data], check=True, env=run.env)
+    if not (run.photos / "data.yaml").exists() or run.args.fresh:
+        subprocess.run([run.python, PEERS / "export_yolo.py", run.dataset, run.split_file, run.photos], check=True, env=run.env)
     shutil.rmtree(run.folder / "yolo" / peer, ignore_errors=True)
-    lines, rss, seconds, cpu = watched([run.yolo, run.task(peer), "train", f"model={peer}.yaml", f"data={data / 'data.yaml'}", f"imgsz={run.size}", f"time={run.minutes / 60}",
+    lines, rss, seconds, cpu = watched([run.yolo, run.task(peer), "train", f"model={peer}.yaml", f"data={run.photos / 'data.yaml'}", f"imgsz={run.size}", f"time={run.minutes / 60}",
         "device=cpu", "workers=2", "cache=ram", "plots=False", "pretrained=False", f"project={run.folder / 'yolo'}", f"name={peer}", "exist_ok=True"], run.env, run.folder)
     rows = (run.folder / "yolo" / peer / "results.csv").read_text().strip().splitlines()
     return {"minutes": seconds / 60, "cpu_minutes": cpu / 60, "epochs": len(rows) - 1, "rss_mb": rss, "weights": digest(run.weights(peer))}
@@ -199,7 +199,7 @@ def score_peer(run, peer):
     from sads_jax.evaluation.evaluate import true_boxes, true_map
     from sads_jax.evaluation.metrics import auroc, detection_map, histogram_ap, make_boxes, pixel_histogram
     out = run.folder / "yolo" / f"{peer}-test"
-    watched([run.yolo, run.task(peer), "val", f"model={run.weights(peer)}", f"data={run.folder / 'yolo/data/data.yaml'}", "split=test", f"imgsz={run.size}", "device=cpu",
+    watched([run.yolo, run.task(peer), "val", f"model={run.weights(peer)}", f"data={run.photos / 'data.yaml'}", "split=test", f"imgsz={run.size}", "device=cpu",
         "workers=0", "save_json=True", "plots=False", f"project={out.parent}", f"name={out.name}", "exist_ok=True"], run.env, run.folder)
     found = {}
     for p in json.loads((out / "predictions.json").read_text()): found.setdefault(int(p["image_id"]), []).append(p)
@@ -365,7 +365,7 @@ def machine(home):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     code = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     versions = of(sys.executable, "jax", "numpy", "flax") | of(home / "venv/bin/python", "torch", "torchvision", "ultralytics", "onnxruntime", "opencv-python-headless")
-    return {"cores": len(os.sched_getaffinity(0)), "model": model[1] if model else "unknown", "vectors": wide, "memory_gib": round(memory), "python": platform.python_version(), "code": code, "load": os.getloadavg()[0]} | {"versions": versions}
+    return {"cores": len(os.sched_getaffinity(0)), "model": model[1] if model else "unknown", "vectors": wide, "memory_gib": round(memory), "python": platform.python_version(), "code": code, "versions": versions}
 
 
 def quality_section(run, r):
@@ -484,6 +484,8 @@ def main():
     p.add_argument("--fresh", action="store_true", help="measure again what was measured")
     p.add_argument("--home", type=Path, default=ROOT / ".bench", help="where the peers and results live")
     args = p.parse_args()
+    names = [w.resolve().name for w in (args.workdir, *args.also)]
+    if len(set(names)) < len(names): p.error(f"results are kept by the name of a working folder, and {', '.join(sorted({n for n in names if names.count(n) > 1}))} is given twice: rename one")
     home = args.home.absolute()
     home.mkdir(exist_ok=True)
     install(home)

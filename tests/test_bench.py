@@ -91,3 +91,9 @@ def test_the_page_has_each_folder_with_its_ratios():
                  '| peer, torch | 50.0 | 100.0 | 20.0 | 40.0 | 0.50x | 0.50x | 2.00x |', '| peer, torch | 50.0 | 100.0 | 20.0 | 40.0 | 2.00x | 2.00x | 0.50x |',
                  '| peer, torch | 2.00 | 400 | 0.60x / 0.30x | 0.75x / 0.25x |', '| 8 | 80.0 | 100.0 | 160.0 | 0.80x | 0.50x |', '| 300 x 32 | 4.00 | 10.00 | 90.0 | 0.40x |'):
         assert line in page, line
+
+
+def test_two_working_folders_of_one_name_are_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['bench.py', str(tmp_path/'a/parts'), '--also', str(tmp_path/'b/parts'), '--home', str(tmp_path/'home')])
+    with pytest.raises(SystemExit): bench.main()
+    assert 'parts is given twice: rename one' in capsys.readouterr().err and not (tmp_path/'home').exists()

@@ -3,6 +3,7 @@
 Modules:
 
 - `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
+- `sads_jax.domains.surface.gate`: Was it a photograph of a part at all? Ranges learnt from good parts, checked before anything is believed
 - `sads_jax.inference.onnx`: The whole cascade as one ONNX graph for each bucket, which onnxruntime runs without JAX
 - `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
 - `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back

@@ -40,6 +40,7 @@ class Findings(NamedTuple):
     masks: Any # float32 [B, K, M, M], probability of defect inside `crop_boxes`
     defect_map: Any # float32 [B, H/4, W/4], the detector's dense probability of defect
     image_scores: Any # float32 [B], 0..1: how likely the part is defective, by the detector and its distance from good parts
+    finite: Any = False # bool [B], whether every number computed of the photograph was finite; what nobody vouches for is not
     anomaly: Any = None # float32 [B], distance from the good parts that were learnt from; None where nothing was learnt of them
     tile_scores: Any = None # float32 [B, K], image score of the tile that saw each row; None where a photograph was seen at once
 
@@ -88,7 +89,7 @@ class InspectionReport(_Record):
     verdict: Verdict
     reasons: list[Reason]
     defects: list[Defect]
-    image_score: float = Field(description='how likely the part is defective, by the detector and its distance from good parts, 0..1; no probability')
+    image_score: float = Field(description='how likely the part is defective, by the detector and its distance from good parts, 0..1; no probability. 1 where nothing could be computed')
     defect_probability: float|None = Field(None, description='share of the calibration photographs with such a score that were defective, 0..1; absent where none was learnt')
     anomaly_score: float|None = Field(None, description='how unlike the good parts of the training, 1 = the limit beyond which it goes to REVIEW; absent where the model has none')
     image_sha256: str = Field(description='of the bytes as they came')

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .backbone import _kernel, conv, make_backbone, signed
+from .backbone import _kernel, bounded, conv, make_backbone, signed
 
 # %% ../../nbs/03_models/30_detector.ipynb #ba673359
 class Standardise(nnx.Module):
@@ -24,7 +24,7 @@ class Standardise(nnx.Module):
         self.gain = nnx.List([nnx.Param(jnp.ones(c)) for c in channels])
 
     def __call__(self, features):
-        return [jnp.clip((f.astype(jnp.float32) - m[...])*g[...], -5., 5.) for f, m, g in zip(features, self.mean, self.gain)]
+        return [bounded((f.astype(jnp.float32) - m[...])*g[...], -5., 5.) for f, m, g in zip(features, self.mean, self.gain)]
 
 class Dense(nnx.Module):
     "A convolution with bias: kernel `[k, k, C, D]`; a 1x1 one is a matrix product, which is twice as fast on CPU"

@@ -9,10 +9,12 @@ __all__ = ['Inspection', 'SADSPipeline']
 
 # %% ../../../nbs/06_domains/surface/40_pipeline.ipynb #d073a813
 import hashlib
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,10 +23,12 @@ import numpy as np
 from ...core.errors import ImageError, SADSError
 from ...core.types import Findings, InspectionReport
 from ...data.images import Placement, read_image
+from .gate import unusable
 from .postprocessor import SADSPostprocessor
 from ...inference.predictor import BaseCVPredictor
 
 # %% ../../../nbs/06_domains/surface/40_pipeline.ipynb #f62fc748
+_log = logging.getLogger(__name__)
 _Source = bytes | str | Path | np.ndarray
 
 class Inspection(NamedTuple):
@@ -79,6 +83,8 @@ class SADSPipeline:
     rules_version: str
     station_id: str|None = None # Where this runs; written into reports
     max_megapixels: float = 100. # Largest photograph decoded [Mpx]
+    gate: Mapping[str, tuple[float, float]]|None = None # What a usable photograph looks like, see `gate_bands`; None: all are believed
+    uninspected: Counter = field(default_factory=Counter, compare=False) # How many photographs were not inspected or not usable, by rule
 
     def process_request(
         self,
@@ -123,7 +129,12 @@ class SADSPipeline:
     ) -> list[Inspection]:
         "As `run_inference` with errors returned, and all that evaluation needs; it holds a float map of every photograph, so feed it in portions"
         done = self._batches(srcs, None, None, batch_size, 'return')
-        return [Inspection(d, None, None, None) if isinstance(d, SADSError) else Inspection(*d, self.postprocessor.score_map(*d[1:])) for d in done]
+        return [Inspection(d, None, None, None) if isinstance(d, SADSError) else Inspection(*d, self._score_map(*d)) for d in done]
+
+    def _score_map(self, report, findings, placement):
+        "1 throughout where nothing was inspected"
+        if report.reasons[0].rule == 'not inspected': return np.ones(report.image_size[::-1], np.float32)
+        return self.postprocessor.score_map(findings, placement)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -162,17 +173,23 @@ class SADSPipeline:
             if reader: reader.shutdown(cancel_futures=True)
 
     def _reports(self, photos, part_ids):
+        doubts = [unusable(p.pixels, self.gate) for p in photos]
         start = time.perf_counter()
         found = self.predictor.predict([p.pixels for p in photos])
         share = (time.perf_counter() - start)*1e3/max(len(photos), 1)
-        return [(self._report(photo, part, findings, placement, share), findings, placement) for photo, part, (findings, placement) in zip(photos, part_ids, found)]
+        return [(self._report(photo, part, doubt, *seen, share), *seen) for photo, part, doubt, seen in zip(photos, part_ids, doubts, found)]
 
-    def _report(self, photo, part_id, findings, placement, predict_ms):
+    def _report(self, photo, part_id, doubt, findings, placement, predict_ms):
         start = time.perf_counter()
-        defects, verdict, reasons, score = self.postprocessor(findings, placement, photo.pixels)
+        defects, verdict, reasons, score = self.postprocessor(findings, placement, photo.pixels, doubt)
         decide_ms = (time.perf_counter() - start)*1e3
+        inspected = reasons[0].rule != 'not inspected'
+        for r in reasons:
+            if r.rule in ('not inspected', 'not usable'): self.uninspected[r.rule] += 1
+        if not inspected: _log.error('photograph %s: %s', photo.sha256[:12], reasons[0].text)
         h, w = photo.pixels.shape[:2]
         return InspectionReport(verdict=verdict, reasons=reasons, defects=defects, image_score=score,
-            defect_probability=self.postprocessor.probability(score), anomaly_score=self.postprocessor.anomaly(findings), image_sha256=photo.sha256, image_size=(w, h),
+            defect_probability=self.postprocessor.probability(score) if inspected else None,
+            anomaly_score=self.postprocessor.anomaly(findings) if inspected else None, image_sha256=photo.sha256, image_size=(w, h),
             model_version=self.model_version, rules_version=self.rules_version, part_id=part_id, station_id=self.station_id,
             timings_ms=dict(read=round(photo.ms, 2), predict=round(predict_ms, 2), decide=round(decide_ms, 2)))

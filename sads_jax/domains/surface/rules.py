@@ -35,7 +35,7 @@ def _counted(rule, defects, decision):
     "Index, defect and the score it is believed with, of those that count for a rule"
     mine = [(i, d) for i, d in enumerate(defects) if (rule.label == '*' or d.label == rule.label) and (rule.severity is None or decision.severity_of(d.label) == rule.severity)
         and (rule.zone == '*' or d.zones.get(rule.zone, 0) > 0)]
-    if rule.hysteresis is None: return [(i, d, d.score) for i, d in mine if d.score >= rule.min_score]
+    if rule.hysteresis is None: return [(i, d, d.score) for i, d in mine if not d.score < rule.min_score]
     h = rule.hysteresis
     reach = h.reach_px if h.reach_mm is None else h.reach_mm/decision.mm_per_px
     left, out = [(i, d) for i, d in mine if d.score >= h.low], []
@@ -80,7 +80,11 @@ def apply_rule(
         verdict, why = (Verdict.REVIEW, f'{rule.name}; {doubt}') if doubt else (Verdict(rule.verdict), rule.name)
         for limit, field, unit in limits:
             x = _measured(d, field, rule.zone, decision.mm_per_px)
-            if x is not None and x > limit:
+            if x is not None and x <= limit: continue
+            if x is None or x != x:
+                text = f'REVIEW: {d.label} was not measured in {unit}{where} ({why})'
+                reasons.append(Reason(rule=rule.name, verdict=Verdict.REVIEW, text=text, limit=limit, unit=unit, zone=zone, defect=i))
+            else:
                 text = f'{verdict.value}: {d.label} {_number(x)} {unit} > {_number(limit)} {unit}{where} ({why})'
                 reasons.append(Reason(rule=rule.name, verdict=verdict, text=text, measured=x, limit=limit, unit=unit, zone=zone, defect=i))
         if not limits and rule.max_count is None:
@@ -95,11 +99,12 @@ def apply_rule(
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #51db1111
 _WORST = {Verdict.FAIL: 0, Verdict.REVIEW: 1, Verdict.PASS: 2}
+_UNSURE = {'review_margin': 'image score below the threshold', 'not usable': 'not a usable photograph'} # doubts about all that was found
 
 def judge(
     defects:Sequence[Defect],
     image_score:float, # 0..1
-    suspicious:Reason|None, # Why a person should look whatever was measured; where it is the image score, rules say REVIEW at most; None if there is no such doubt
+    suspicious:Reason|None, # Why a person should look whatever was measured; where it is the image score or the photograph itself, rules say REVIEW at most; None if there is no such doubt
     decision:DecisionSpec,
 ) -> tuple[Verdict, list[Reason]]: # The worst of all rules, and why; at least one reason
     "What becomes of the part. With more or larger defects the verdict never gets milder"
@@ -107,7 +112,7 @@ def judge(
     hidden = {i: z for i, d in enumerate(defects) for z in off & d.zones.keys() if d.area_px - d.zones[z] < max(decision.min_area_px, 1e-9)} if off else {}
     seen = [i for i in range(len(defects)) if i not in hidden]
     counted = [defects[i] for i in seen]
-    unsure = 'image score below the threshold' if suspicious and suspicious.rule == 'review_margin' else ''
+    unsure = _UNSURE.get(suspicious.rule, '') if suspicious else ''
     reasons = [r if r.defect is None or not hidden else r.model_copy(update={'defect': seen[r.defect]}) for rule in decision.rules for r in apply_rule(rule, counted, decision, unsure)]
     if suspicious: reasons.insert(0, suspicious)
     reasons.sort(key=lambda r: _WORST[r.verdict])
@@ -124,7 +129,7 @@ def _content(defects, image_score):
     return Reason(rule='within limits', verdict=Verdict.PASS, text=text, measured=d.area_px, unit='px²', defect=list(defects).index(d))
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #2c40bbb4
-DOUBTS = 'no outline', 'review_margin', 'unknown' # rules of the postprocessor, whose names no other may have
+DOUBTS = 'not inspected', 'not usable', 'no outline', 'review_margin', 'unknown' # rules of the postprocessor, whose names no other may have
 _SAYINGS = 'no defect', 'within limits', 'ignored' # nor these: reasons to pass
 
 class Finding(NamedTuple):

@@ -135,6 +135,7 @@ def stitch(
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind='stable')]
     boxes, scores, sights, labels, squares, masks, cut, tile = (a[order] for a in (boxes, scores, sights, labels, squares, masks, cut, tile))
     surest = {k: max(a[k] for a in alone) for k in alone[0]} | {'image_scores': image_scores.max(), 'tile_scores': sights}
+    surest['finite'] = np.bool_(all(a['finite'] for a in alone))
     whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares, masks, joint, **surest)
     return whole, Placement(place.bucket, 1., 0, 0, h, w, h, w)
 

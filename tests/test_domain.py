@@ -117,7 +117,7 @@ def findings_of(box, placement, M=64, context=1.5, score=.9):
     x, y = (crop[i] + (np.arange(M) + .5)/M*(crop[i+2] - crop[i]) for i in (0, 1))
     mask = ((y >= b[1]) & (y < b[3]))[:, None] & ((x >= b[0]) & (x < b[2]))
     one = lambda a: np.float32(a)[None]
-    return Findings(one(b), one(score), np.array([True]), one([1, 0, 0]), one(crop), one(mask), np.zeros((16, 16), np.float32), np.float32(score))
+    return Findings(one(b), one(score), np.array([True]), one([1, 0, 0]), one(crop), one(mask), np.zeros((16, 16), np.float32), np.float32(score), finite=True)
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(40, 300), st.integers(40, 300), st.data())

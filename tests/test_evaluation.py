@@ -372,7 +372,7 @@ class Oracle:
         canvas[valid] = boxes*place.scale + np.array([place.left, place.top]*2)
         names = np.zeros((4, len(self.categories)), np.float32)
         names[valid] = probs
-        return rep, Findings(canvas, valid*np.float32(.9), valid, names, canvas, np.zeros((4, 4, 4)), np.zeros((24, 24)), np.float32(score)), place, truth.astype(np.float32)
+        return rep, Findings(canvas, valid*np.float32(.9), valid, names, canvas, np.zeros((4, 4, 4)), np.zeros((24, 24)), np.float32(score), finite=True), place, truth.astype(np.float32)
 
 
 def test_a_perfect_pipeline_gets_perfect_figures(data):

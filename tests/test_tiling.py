@@ -127,7 +127,7 @@ def test_a_defect_does_not_lower_the_bar_for_the_rest_of_the_photograph():
     def look(box, score, image_score):
         row = np.array([box], np.float32)
         return Findings(row, np.array([score], np.float32), np.ones(1, bool), np.ones((1, 1), np.float32), row, np.ones((1, 4, 4), np.float32),
-            np.zeros((16, 16), np.float32), np.float32(image_score)), Placement(0, 1., 0, 0, 64, 64, 64, 64)
+            np.zeros((16, 16), np.float32), np.float32(image_score), finite=True), Placement(0, 1., 0, 0, 64, 64, 64, 64)
     decide = SADSPostprocessor(('speck',), DecisionSpec(), .8)
     for beside, count in (.9, 2), (.6, 1):
         looks = [(Window(0, 0, 64, 64), *look((10, 8, 20, 18), .9, .9)), (Window(0, 64, 64, 64), *look((40, 20, 48, 28), .6, beside))]

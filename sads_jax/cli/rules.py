@@ -112,7 +112,7 @@ def rules_replay(reports:Annotated[Path, typer.Argument(metavar='REPORTS', help=
     typer.echo(f'{len(stored)} reports, {sum(moved.values())} change' + ''.join(f'; {n} from {x} to {y}' for (x, y), n in sorted(moved.items())))
     if truth: typer.echo('; '.join(f"{k} {truth[f'{k} old']} → {truth[f'{k} new']}" for k in ('escapes', 'overkills')) + ' (photographs whose label is known)')
     if odd: say(f'{odd} reports were stored with another verdict than {old} gives: they were judged by other rules')
-    if before := [k for k in ('threshold', 'review_margin', 'review_overkill', 'mask_threshold', 'min_area_px') if getattr(a, k) != getattr(b, k)]:
+    if before := [k for k in ('threshold', 'review_margin', 'review_overkill', 'gate_overkill', 'mask_threshold', 'min_area_px') if getattr(a, k) != getattr(b, k)]:
         say(f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell (sads evaluate)")
 
 # %% ../../nbs/12_cli/40_rules.ipynb #78191858

@@ -321,6 +321,7 @@ class DecisionSpec(Spec):
     probability: Literal['platt', 'isotonic', 'none'] = 'platt' # how the calibration split turns image scores into probabilities for people to read; they decide nothing
     review_margin: _fraction = .2 # image scores below the threshold by up to this share of it go to REVIEW instead of PASS, with what might be a defect outlined
     review_overkill: _fraction = .02 # of the good calibration parts, how many may go to REVIEW for looking like nothing seen, see `anomaly`
+    gate_overkill: _fraction = .01 # of the good calibration parts, how many may go to REVIEW because a photograph of them is not a usable one, see `domains.surface.gate`; 0: every photograph is believed
     mask_threshold: _fraction = .5
     min_area_px: Annotated[float, Field(ge=0)] = 4. # specks below it are dropped
     mm_per_px: Annotated[float, Field(gt=0)]|None = None # side of one pixel of the original photograph [mm]

@@ -184,6 +184,7 @@ def choose_limit(
     distances:Sequence[float], # [N], of good calibration images, from the good parts of the training
     parts:Sequence[str], # [N], part of each
     clean:Sequence[bool], # [N], whether the image would pass without this limit
+    what:str='anomaly', # What is far away, for the sentence
 ) -> tuple[float|None, dict[str, Any]]: # The limit, or None where there are too few parts; limit, how, parts, beyond (a `rate`) and a sentence
     "The distance that at most `share` of new good parts should exceed, and why"
     far = {p: 0. for p in parts}
@@ -197,7 +198,7 @@ def choose_limit(
         limit = float(np.exp(logs.mean() + student.ppf(1 - share, len(logs) - 1)*logs.std(ddof=1)*np.sqrt(1 + 1/len(logs))))
         how = 'as a log-normal prediction, since so few parts cannot tell by rank'
     beyond = rate(0 if limit is None else int((ranked > limit).sum()), n)
-    text = f'No limit for anomalies ({how}).' if limit is None else f'Clean parts go to REVIEW beyond a distance of {limit:.4f} from good ones, chosen so that ' + \
+    text = f'No limit on the {what} ({how}).' if limit is None else f'Clean parts go to REVIEW beyond a distance ({what}) of {limit:.4f} from good ones, chosen so that ' + \
         f'at most {share:.1%} of new good parts should ({how}). So do {beyond["count"]} of {n} good calibration parts.'
     return limit, dict(limit=limit, how=how, parts=n, beyond=beyond, text=text)
 

@@ -136,14 +136,16 @@ def contrast(
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #5a0e0002
 _SLACK = 1e-4 # beyond 0..1, for rounding
+_FAR = 1e6 # canvas px: further no box reaches
 
 def _within(a, low, high):
-    "Whether all of an array lies in low..high; never where a number is NaN"
-    return not a.size or bool(a.min() >= low - _SLACK and a.max() <= high + _SLACK)
+    "Whether an array holds numbers, all of them in low..high; never where one is NaN"
+    return a.dtype.kind in 'fiu' and (not a.size or bool(a.min() >= low - _SLACK and a.max() <= high + _SLACK))
 
 def unsound(
     findings:Findings, # Of one image, numpy, without the leading B
     n_labels:int, # L, defect classes
+    measures_anomaly:bool=False, # Whether a distance from good parts is needed
 ) -> str: # In words; '' if they can be judged
     "Why findings are not those of an inspected photograph"
     f, valid = findings, np.asarray(findings.valid)
@@ -152,6 +154,7 @@ def unsound(
     score, dense = np.asarray(f.image_scores), np.asarray(f.defect_map)
     if score.shape != () or not _within(score, 0, 1): return f'the image score is {score}, not one number in 0..1'
     if dense.ndim != 2 or not dense.size or not _within(dense, 0, 1): return 'the defect map is empty or not in 0..1'
+    if f.anomaly is None and measures_anomaly: return 'the distance from good parts was not measured'
     if f.anomaly is not None and not (np.shape(f.anomaly) == () and 0 <= f.anomaly < np.inf): return f'the distance from good parts is {f.anomaly}'
     rows = {'boxes': (4,), 'scores': (), 'label_scores': (n_labels,), 'crop_boxes': (4,), 'masks': (None, None), 'tile_scores': ()}
     for name, shape in rows.items():
@@ -161,7 +164,7 @@ def unsound(
         if a.ndim != 1 + len(shape) or len(a) != len(valid) or any(n not in (None, m) for n, m in zip(shape, a.shape[1:])):
             return f'{name} has the shape {list(a.shape)}'
         a = a[valid]
-        if name.endswith('boxes'): good = np.isfinite(a).all() and (a[:, 2:] >= a[:, :2]).all()
+        if name.endswith('boxes'): good = _within(a, -_FAR, _FAR) and (a[:, 2:] >= a[:, :2]).all()
         else: good = _within(a, 0, 1) and (a.ndim < 3 or a.size or not len(a))
         if not good: return f'{name} is not what a program gives'
     return ''
@@ -187,7 +190,7 @@ class SADSPostprocessor:
         doubt:Reason|None=None, # About the photograph itself, see `gate`
     ) -> tuple[list[Defect], Verdict, list[Reason], float]: # Defects best first, the verdict, why, the image score (1 where it was not inspected)
         "Measure and judge one image"
-        if why := unsound(findings, len(self.categories)):
+        if why := unsound(findings, len(self.categories), self.anomaly_limit is not None):
             text = f'REVIEW: not inspected: {why}'
             return [], Verdict.REVIEW, [Reason(rule='not inspected', verdict=Verdict.REVIEW, text=text)], 1.
         score = round(float(findings.image_scores), 4)
@@ -258,9 +261,7 @@ class SADSPostprocessor:
 
     def _unknown(self, score, findings):
         if score >= self.threshold or self.anomaly_limit is None: return None
-        strange = self.anomaly(findings)
-        if strange is None: return Reason(rule='unknown', verdict=Verdict.REVIEW, text='REVIEW: no defect, but its distance from good parts was not measured')
-        if strange <= 1: return None
+        if (strange := self.anomaly(findings)) <= 1: return None
         text = f'REVIEW: no defect, but unlike any good part seen: anomaly {_number(strange)} > 1'
         return Reason(rule='unknown', verdict=Verdict.REVIEW, text=text, measured=strange, limit=1.)
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
 
 from sads_jax.core.params import DecisionSpec, RuleSpec, SyntheticSpec, TileSpec
 from sads_jax.core.types import RLE, Defect, Findings
+from sads_jax.data.failures import FAILURES, spoiled
 from sads_jax.data.images import Placement
 from sads_jax.data.synthetic import plan_parts, render_part
 from sads_jax.domains.surface.gate import FACTS, gate_bands, left_out, photo_facts, unusable, usual_facts
@@ -115,28 +115,6 @@ def test_one_tile_that_was_not_inspected_is_enough():
 
 # -- no photograph of a part
 
-def camera(kind, strength, photo, rng):
-    "A photograph as a camera, a light or a cable spoils it; strength 0, 1, 2"
-    h, w, _ = photo.shape
-    x, k = photo.astype(np.float32), strength
-    blur = lambda r: np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(r)), np.float32)
-    if kind == 'black': x *= (.3, .1, 0)[k]
-    elif kind == 'overexposed': x = x*(2, 4, 20)[k] + (20, 60, 200)[k]
-    elif kind == 'fog': x = x*(.4, .2, .05)[k] + (70, 100, 120)[k]
-    elif kind == 'out of focus': x = blur((1., 2., 4.)[k])
-    elif kind == 'moved': x = sum(np.roll(x, s, 1) for s in range((3, 7, 13)[k]))/(3, 7, 13)[k]
-    elif kind == 'sensor noise': x += rng.normal(0, (8, 20, 60)[k], x.shape)
-    elif kind == 'dead pixels': x[rng.random((h, w)) < (.002, .01, .05)[k]] = 255
-    elif kind == 'stuck row': x[rng.choice(h, (1, 3, 10)[k], False)] = 128
-    elif kind == 'lower part lost': x[int(h*(.9, .7, .5)[k]):] = 128
-    elif kind == 'lines repeated':
-        for y in range(1, h, (16, 4, 2)[k]): x[y] = x[y-1]
-    elif kind == 'few grey levels': x = x//(16, 32, 64)[k]*(16, 32, 64)[k]
-    elif kind == 'a colour lost': x[..., (0, 2, 2)[k]] *= (.6, .4, 0)[k]
-    return x.clip(0, 255).astype(np.uint8)
-
-KINDS = ('black', 'overexposed', 'fog', 'out of focus', 'moved', 'sensor noise', 'dead pixels', 'stuck row', 'lower part lost', 'lines repeated', 'few grey levels', 'a colour lost')
-
 @pytest.fixture(scope='module')
 def line():
     "Facts of good photographs of one camera"
@@ -151,8 +129,8 @@ def test_the_gate_lets_good_parts_through_and_nothing_else(line):
     limit, _ = choose_limit(.01, list(far.values()), list(far), [True]*len(far))
     bands, rng = gate_bands(usual_facts(facts[:60]), limit), np.random.default_rng(0)
     assert sum(unusable(p, bands) is not None for p in photos[60:]) <= 2  # of eighty more; one in a hundred is promised
-    for kind in KINDS:
-        assert all(unusable(camera(kind, 2, p, rng), bands) for p in photos[60:70]), kind
+    for failure in FAILURES:
+        assert all(unusable(spoiled(p, failure, 2, rng), bands) for p in photos[60:70]), failure
     assert all(unusable(np.full_like(photos[0], grey), bands) for grey in (0, 127, 255))
     assert unusable(rng.integers(0, 256, photos[0].shape, np.uint8), bands)
     assert unusable(np.broadcast_to(np.linspace(60, 200, photos[0].shape[1]).astype(np.uint8)[None, :, None], photos[0].shape), bands)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .compare import COMPARE_EXAMPLES, compare
+from .init import INIT_EXAMPLES, init
 from .operate import OPERATE_EXAMPLES, operate
 from .parity import PARITY_EXAMPLES, parity
 from .rules import SCALE_EXAMPLES, rules, scale
@@ -108,24 +109,27 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
     help='''Surface inspection: a photograph in, a verdict (PASS, REVIEW, FAIL) with every defect out.
 
 \b
-A first look, from nothing to a verdict:
-  sads params --yaml > params.yaml                   every parameter, to edit
-  sads run                                           data, three models, evaluation, registered
+Your own photographs, from a folder to a verdict:
+  sads init mine --photos DIR                        looks at them, proposes, writes a project
+  cd mine && dvc repro                               data, three models, evaluation, registered
   sads predict photos/ --overlays looks/             judge a folder
   sads serve                                         answer POST /predict with the champion
 
 \b
-Your own photographs:
+By hand:
+  sads params --yaml > params.yaml                   every parameter, to edit
   sads run --workdir tiles -S data.kind=folder -S data.root=DIR
   sads evaluate --bundle bundle --workdir check -S data.kind=coco -S data.root=DIR
 ''')
 
+def _show_version(wanted:bool):
+    if not wanted: return
+    from sads_jax import __version__
+    typer.echo(f'sads_jax {__version__}')
+    raise typer.Exit
+
 @app.callback()
-def _root(version:Annotated[bool, typer.Option('--version', help='Print the version and stop.', is_eager=True)]=False):
-    if version:
-        from sads_jax import __version__
-        typer.echo(f'sads_jax {__version__}')
-        raise typer.Exit
+def _root(version:Annotated[bool, typer.Option('--version', help='Print the version and stop.', is_eager=True, callback=_show_version)]=False): pass
 
 # %% ../../nbs/12_cli/10_main.ipynb #2802fb52
 _TASKS, _STAGES = ('detector', 'segmenter', 'classifier'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
@@ -198,7 +202,10 @@ def run(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETT
 @app.command(epilog=_epilog('sads stage calibrate', 'sads stage train --task detector'))
 def stage(name:Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STAGES))], task:_Task=None, set_:_Set=None, params:_ParamsFile=_PARAMS,
           settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "One stage, as dvc.yaml calls it."
+    "One stage, as dvc.yaml calls it. `code` writes what the packages are made of, for DVC to compare."
+    if name == 'code':
+        from sads_jax.orchestrators.project import write_code
+        return write_code(workdir/'code')
     if name.partition('@')[0] not in _STAGES: raise typer.BadParameter(f"{name!r} is not one of {', '.join(_STAGES)}", param_hint='NAME')
     _tasks(task)
     _orchestrator(params, set_, settings, workdir).stage(name, task)
@@ -411,6 +418,7 @@ def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to po
     typer.echo(f'{alias} is now version {e.version} ({e.bundle_version})')
 
 # %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
+app.command('init', epilog=INIT_EXAMPLES)(init)
 app.command('operate', epilog=OPERATE_EXAMPLES)(operate)
 app.add_typer(rules, name='rules')
 app.command('parity', epilog=PARITY_EXAMPLES)(parity)

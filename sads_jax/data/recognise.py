@@ -203,8 +203,9 @@ def fingerprint(
         max((len(r.annotations) for r in records), default=0), [Path(r.file_name).name for r in records], len({r.part_id for r in records}), failed)
 
 # %% ../../nbs/02_data/95_recognise.ipynb #603d7ed4
-_NUMBERED = '(?:exposure|exp|view|cam|camera|shot|side|pose|light|img|image|e|v|c)'
-PATTERNS = (rf'(?i)^(.+?)[_-]{_NUMBERED}[_-]?\d+\.[^.]+$', rf'(?i)^{_NUMBERED}[_-]?\d+[_-](.+)\.[^.]+$', r'^(.+?)[_-]\d{1,2}\.[^.]+$')
+_WORDS = 'exposure', 'exp', 'view', 'camera', 'cam', 'shot', 'side', 'pose', 'light', 'image', 'img', 'e', 'v', 'c'
+PATTERNS = (*(rf'(?i)^(.+?)[_-]{w}[_-]?\d+\.[^.]+$' for w in _WORDS), *(rf'(?i)^{w}[_-]?\d+[_-](.+)\.[^.]+$' for w in _WORDS),
+    r'^(.+?)[_-]\d{1,2}\.[^.]+$')
 
 class PartPattern(NamedTuple):
     "How file names may name parts"

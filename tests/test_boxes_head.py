@@ -88,32 +88,42 @@ def test_boxes_move_with_the_pixels(flip):
     assert share.shape == (4, 16, 24)
 
 
-def test_four_photographs_learnt_by_heart():
+def learnt_by_heart(loss, seed=0, steps=250):
+    "What a head says of `photographs()` after learning them, and what it was to say"
     task, batch = make_task("detector", NETWORK, ("pit",)), _gather(photographs(), np.arange(4))
-    model = Detector("plain", 8, 16, dropout=0.0, boxes=True, rngs=nnx.Rngs(0))
-    weights = {k: v for k, v in to_flat(model).items() if not is_frozen(k, True)}  # the head alone, on features of chance
-    fixed = {k: v for k, v in to_flat(model).items() if k not in weights}
-    call = pure(model, lambda m, f: m.head(f))
+    model = Detector("plain", 8, 16, dropout=0.0, boxes=True, rngs=nnx.Rngs(seed))
     (images,), target = _view(task, None, batch, 0)
-    features = model.features(images)
-    opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 600)))
+    features = model.features(images)  # of chance, so each channel is centred and scaled, as training does
+    fixed = {k: v for k, v in to_flat(model).items() if is_frozen(k, True)}
+    weights = {k: v for k, v in to_flat(model).items() if k not in fixed}
+    for i, f in enumerate(features):
+        fixed |= {f"head/standardise/mean/{i}": f.mean((0, 1, 2)), f"head/standardise/gain/{i}": 1 / (f.std((0, 1, 2)) + 1e-6)}
+    call = pure(model, lambda m, f: m.head(f))
+    opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(5e-3, steps)))
 
     @jax.jit
     def step(weights, state):
-        loss, grad = jax.value_and_grad(lambda w: task.loss(call(w | fixed, features), target))(weights)
+        grad = jax.grad(lambda w: loss(call(w | fixed, features), target))(weights)
         change, state = opt.update(grad, state, weights)
-        return optax.apply_updates(weights, change), state, loss
+        return optax.apply_updates(weights, change), state
 
     state = opt.init(weights)
-    for _ in range(600):
-        weights, state, loss = step(weights, state)
+    for _ in range(steps):
+        weights, state = step(weights, state)
     logits, cells = call(weights | fixed, features)
-    found, dense = DetectionAdapter(k=8, floor=0.3)(logits, *candidates(cells), images)
-    truth = [make_boxes(e.boxes) for e in photographs().dataset]
+    found, dense = DetectionAdapter(k=8, floor=0.5)(logits, *candidates(cells), images)
     got = [make_boxes(b[v], scores=s[v]) for b, s, v in zip(*(np.asarray(a) for a in found))]
-    assert detection_map(truth, got, 1, class_aware=False)["map50"] == 1
+    return got, np.asarray(dense), np.asarray(target[0])
+
+
+@pytest.mark.numeric
+def test_four_photographs_learnt_by_heart():
+    "True boxes score .97 and more, everything else below .3, in each of ten seeds: rounding cannot carry one across .5"
+    got, dense, share = learnt_by_heart(make_task("detector", NETWORK, ("pit",)).loss)
+    truth = [make_boxes(e.boxes) for e in photographs().dataset]
     assert [len(g.boxes) for g in got] == [1, 2, 2, 0]
-    assert ((np.asarray(dense) > 0.5) == (np.asarray(target[0]) > 0.5)).mean() > 0.97
+    assert detection_map(truth, got, 1, class_aware=False)["map50"] == 1
+    assert ((dense > 0.5) == (share > 0.5)).mean() > 0.97
 
 
 def test_a_box_that_lies_on_padding_is_none():

@@ -110,7 +110,7 @@ def test_damaged_inside():
 
 def test_giant_header(tmp_path):
     (tmp_path/'big.png').write_bytes(giant_png(30_000, 30_000))
-    message = f'{tmp_path}/big.png: 30000 x 30000 px is 900 megapixels, over the limit of 100 megapixels. Crop it, or raise max_megapixels in settings.ini'
+    message = f'{tmp_path}/big.png: 30000 x 30000 px is 900 megapixels, over the limit of 25 megapixels. Crop it, or raise max_megapixels in settings.ini'
     assert refusal(tmp_path/'big.png') == message
 
 

@@ -39,14 +39,13 @@ def _classes(decision, labels, bundle):
 @rules.command('check', epilog=epilog('sads rules check params.yaml --labels crack,pit,stain', 'sads rules check strict.yaml --bundle bundle'))
 def rules_check(path:_RuleFile=Path('params.yaml'), labels:_Labels=None, bundle:_Bundle=None):
     "What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes that no rule looks at; exit status 1 on errors."
-    import yaml
-
     from sads_jax.core.params import _line
+    from sads_jax.core.yaml_text import compose_yaml
     from sads_jax.domains.surface.rules import lint_rules
     decision = _decision(path)
     classes, whence = _classes(decision, labels, bundle)
     found = lint_rules(decision, classes)
-    lines = yaml.compose(path.read_text())
+    lines = compose_yaml(path.read_text(), path)
     for f in found: typer.echo(f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}")
     errors = sum(f.level == 'error' for f in found)
     many = lambda n, what: f"{n} {what}{'s'*(n != 1)}"

@@ -14,14 +14,16 @@ __all__ = ['DataSpec', 'TrainerSpec', 'NameTrainerSpec', 'AnomalySpec', 'ZoneSpe
            'EvaluateSpec', 'Params', 'override', 'parse_params', 'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
+import copy
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import ParamsError
+from .errors import ImageError, ParamsError
 from .types import RLE
+from .yaml_text import compose_yaml, read_yaml
 
 # %% ../../nbs/00_core/30_params.ipynb #5cf703bc
 class Spec(BaseModel):
@@ -98,6 +100,7 @@ class TileSpec(Spec):
     scale: Annotated[float, Field(gt=0, le=1)] = 1. # canvas px per px of the photograph; 1 is the resolution it came in
     shrink: Annotated[float, Field(ge=1)] = 1.5 # a photograph that fits a canvas when shrunk by no more than this beyond `scale` is not cut
     background: _positive = 4 # tiles of good surface that training takes of each photograph cut, beside all that show a defect
+    most: _positive = 4096 # tiles of one photograph; one that would be cut into more is refused
 
 class ImageSpec(Spec):
     "How a photograph becomes a canvas: scaled without distortion into the bucket that shrinks it least, and padded"
@@ -246,12 +249,13 @@ Severity = Literal['critical', 'major', 'minor']
 
 def _read_mask(path):
     "RLE of an image file: whatever is not black"
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    import numpy as np  # these three only where a mask is given: they are half of the command line's start
     from pycocotools import mask as coco
+
+    from sads_jax.core.pictures import decode, open_picture
     try:
-        with Image.open(path) as im: on = np.asarray(im.convert('L')) > 0
-    except (OSError, UnidentifiedImageError) as e: raise ValueError(f'the mask {str(path)!r} cannot be read: {e}') from e
+        with open_picture(path) as im: on = np.asarray(decode(im, str(path)).convert('L')) > 0
+    except ImageError as e: raise ValueError(f'the mask {str(path)!r} cannot be read: {e.what}') from e
     if not on.any(): raise ValueError(f'the mask {str(path)!r} is black throughout')
     packed = coco.encode(np.asfortranarray(on, np.uint8))
     return {'size': packed['size'], 'counts': packed['counts'].decode()}
@@ -383,7 +387,7 @@ def override(
     assignments:list[str], # 'a.b.c=value', value in YAML
 ) -> dict: # A new tree
     "`raw` with dotted keys set; a changed `kind` drops its siblings; `ParamsError` on a malformed assignment"
-    tree = yaml.safe_load(yaml.safe_dump(raw))
+    tree = copy.deepcopy(raw)
     kinds_first = sorted(assignments, key=lambda a: not a.split('=', 1)[0].endswith('.kind'))
     for a in kinds_first:
         key, eq, value = a.partition('=')
@@ -394,8 +398,8 @@ def override(
             if isinstance(node, dict) and node.get(step) is None: node[step] = {}  # absent, or switched off
             node = node[step] if isinstance(node, dict) else None
             if not isinstance(node, dict): raise ParamsError(f'{step!r} in {key!r} is not a section', where='-S', remedy='Set whole lists at once, in YAML')
-        try: value = yaml.safe_load(value)
-        except yaml.YAMLError as e: raise ParamsError(f'the value of {key!r} is not YAML: {value!r}', where='-S') from e
+        try: value = read_yaml(value, '-S')
+        except ParamsError as e: raise ParamsError(f'the value of {key!r} is not YAML: {value[:80]!r} ({e.what})', where='-S') from e
         if last == 'kind' and node.get('kind') != value: node.clear()
         node[last] = value
     return tree
@@ -408,7 +412,7 @@ def parse_params(
     "Check `raw` against the schema; `ParamsError` naming every wrong field, and its line where `text` has it"
     try: return Params.model_validate(raw)
     except ValidationError as e:
-        node = yaml.compose(text) if text else None
+        node = compose_yaml(text, where) if text else None
         problems = []
         for err in e.errors():
             path = _yaml_path(raw, err['loc'])
@@ -423,11 +427,10 @@ def load_params(
     "Read, override and check params.yaml; `ParamsError` with file, line and field"
     path = Path(path)
     if not path.exists(): raise ParamsError('no such file', where=path, remedy='Run in the project folder, or name one with --params')
-    text = path.read_text()
-    try: raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as e:
-        mark = getattr(e, 'problem_mark', None)
-        raise ParamsError(f"not valid YAML: {getattr(e, 'problem', e)}", where=f'{path}, line {mark.line+1}' if mark else path, remedy='Mind the indentation') from e
+    try: text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ParamsError(f"cannot be read: {getattr(e, 'strerror', None) or 'not a text file'}", where=path, remedy='Name a YAML file') from e
+    raw = read_yaml(text, path) or {}
     if not isinstance(raw, dict): raise ParamsError('the top level must be a mapping', where=path)
     return parse_params(override(raw, list(assignments)), path, text)
 

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     max_batch_size: int = 8 # requests judged together
     batch_timeout_ms: float = 5. # longest wait for a batch to fill [ms]
     max_image_mb: float = 64. # largest upload accepted [MiB]
-    max_megapixels: float = 100. # largest photograph decoded [Mpx]
+    max_megapixels: float = 25. # largest photograph decoded [Mpx]
     station_id: str|None = None # written into every report
     tracking: Literal['offline', 'online', 'disabled'] = 'offline' # Weights & Biases mode
     wandb_project: str = 'sads_jax'

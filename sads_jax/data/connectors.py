@@ -26,6 +26,7 @@ from PIL import Image
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
 from ..core.params import SyntheticSpec
+from ..core.pictures import MAX_MEGAPIXELS
 from .formats import IMAGE_SUFFIXES, mask_to_rle, read_folders, read_mask, read_voc
 from .images import image_size, read_image
 from .records import Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask, instance_masks, read_coco, write_coco
@@ -38,6 +39,7 @@ class Source(NamedTuple):
     "One photograph that a connector offers"
     name: str # where it comes from, for messages
     load: Callable[[], tuple[bytes, ImageRecord]] # the file as it is, and its record; may raise `SADSError`
+    path: Path|None = None # of that file, where there is one: its size is looked at before `load` reads masks of that size
 
 class BaseDataConnector(Protocol):
     "Anything that lists photographs; builders of `ConnectorFactory` return one"
@@ -54,7 +56,7 @@ def ingest(
     out_root:Path, # Folder to fill; what an earlier ingest left there is replaced
     progress:Callable|None=None, # Called as `progress(iterable, description=…, total=…)`, like `rich.progress.track`
     *,
-    max_megapixels:float=100., # Largest photograph decoded [Mpx]
+    max_megapixels:float=MAX_MEGAPIXELS, # Largest photograph decoded [Mpx]
 ) -> InspectionData:
     "Copy every photograph with its record below `out_root`; `DataError` if there are none or more than half cannot be read"
     out = Path(out_root)
@@ -80,6 +82,7 @@ def ingest(
 
 def _take(source, out, names, max_megapixels):
     "Check one source, copy it, and return its record with the size it has and its place below `out`"
+    if source.path is not None: image_size(source.path, max_megapixels=max_megapixels)
     content, record = source.load()
     h, w = read_image(content, max_megapixels=max_megapixels, name=source.name).shape[:2]
     if (record.height, record.width) != (h, w):
@@ -178,7 +181,7 @@ class MagneticTileConnector:
 
     def records(self):
         "One `Source` for each photograph"
-        for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path))
+        for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path), path)
 
     def _load(self, i, path):
         content, category = _contents(path), path.parent.name[3:]
@@ -256,7 +259,7 @@ class FolderConnector:
 
     def records(self):
         "One `Source` for each image"
-        for i, f in enumerate(self.files): yield Source(str(f.path), lambda i=i, f=f: self._load(i, f))
+        for i, f in enumerate(self.files): yield Source(str(f.path), lambda i=i, f=f: self._load(i, f), f.path)
 
     def _load(self, i, f):
         content, name = _contents(f.path), f.path.relative_to(self.root).as_posix()
@@ -292,14 +295,14 @@ class VocConnector:
 
     def records(self):
         "One `Source` for each photograph"
-        for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path))
+        for i, path in enumerate(self.files): yield Source(str(path), lambda i=i, path=path: self._load(i, path), path)
 
     def _load(self, i, path):
         if path in self.problems: raise self.problems[path]
         content, known = _contents(path), path in self.marks
         (h, w), found = self.marks[path] if known else (image_size(content, name=str(path), max_megapixels=float('inf')), ())
         drawn = self.masks and self.masks/f'{path.stem}.png'
-        mask = read_mask(drawn, h, w) if drawn and drawn.exists() else None
+        mask = read_mask(drawn, *image_size(content, name=str(path), max_megapixels=float('inf'))) if drawn and drawn.exists() else None
         part = self.part_of(path.name) if self.part_of else path.stem
         return content, ImageRecord(i+1, path.name, w, h, part, None, None, bool(found) if known else None, tuple(sorted({name for name, _ in found})),
             tuple(_boxed(name, box, mask) for name, box in found))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.params import TileSpec
-from .images import Placement, Window, choose_bucket, letterbox, letterbox_mask, read_image, tile_windows, to_canvas
+from .images import Placement, Window, choose_bucket, letterbox, letterbox_mask, tile_windows, to_canvas
 from .records import ImageRecord, InspectionData, class_map, instance_masks
 
 # %% ../../nbs/02_data/70_dataset.ipynb #d859f1c9
@@ -39,7 +39,7 @@ def load_examples(
     windows:Sequence[Window]|None=None, # As `tile_windows` cuts it; by default it is whole
 ) -> list[Example]: # One for each window
     "Read one photograph; `ImageError` if it can't be read, `DataError` if it is not the size its record says or a label is unknown"
-    image = read_image(data.path(record))
+    image = data.photograph(record)
     if image.shape[:2] != (record.height, record.width):
         raise DataError(f'image is {image.shape[1]} x {image.shape[0]} px but its record says {record.width} x {record.height} px', where=data.path(record), remedy='Ingest again')
     classes = class_map(record, data.categories)
@@ -128,7 +128,7 @@ def _prefetched(make, plan, depth):
 # %% ../../nbs/02_data/70_dataset.ipynb #ae3dc4a5
 def _telling(record, buckets, tile):
     "Windows of a photograph worth learning from: all that may show a defect, and some of good surface, always the same"
-    windows = tile_windows(record.height, record.width, buckets, tile)
+    windows = tile_windows(record.height, record.width, buckets, tile, record.file_name)
     if len(windows) == 1 or record.weak or record.defective is None: return (Window(0, 0, record.height, record.width),)
     shows = lambda t, a: a.box[0] < t.left + t.width and a.box[2] > t.left and a.box[1] < t.top + t.height and a.box[3] > t.top
     bad = [any(shows(t, a) for a in record.annotations) for t in windows]

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as _coco
 from scipy import ndimage
 
-from ..core.errors import DataError
+from ..core.errors import DataError, ImageError
+from ..core.pictures import decode, open_picture
 
 # %% ../../nbs/02_data/30_formats.ipynb #04f3d923
 def mask_to_rle(mask:np.ndarray) -> dict: # {'size': [H, W], 'counts': str}
@@ -72,15 +72,20 @@ def read_mask(
     "A mask saved as a picture, true above half of white; `DataError` if it is unreadable or differs in size from its image"
     path = Path(path)
     try:
-        with Image.open(path) as im:
+        with open_picture(path, max_megapixels=float('inf')) as im:
+            if im.size != (width, height): raise _other_size(im.size, (width, height), path)
+            decode(im, str(path))
             scale = 65535 if im.mode.startswith('I') else 1 if im.mode == '1' else 255
             x = np.asarray(im if im.mode in ('1', 'L') or im.mode.startswith('I') else im.convert('RGB').convert('L'))
-    except FileNotFoundError as e: raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
-    except (OSError, SyntaxError, ValueError) as e: raise DataError(f'mask cannot be read: {e}', where=path, remedy='Save it again as PNG') from e
-    if x.shape != (height, width):
-        raise DataError(f'mask is {x.shape[1]} x {x.shape[0]} px but its image is {width} x {height} px', where=path, remedy='Export the masks at the size of the images')
+    except ImageError as e:
+        if not path.exists(): raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
+        raise DataError(f'mask cannot be read: {e.what}', where=path, remedy='Save it again as PNG') from e
     if scale == 255 and x.size and 0 < x.max() <= 1: return x > 0  # 0 and 1 instead of 0 and 255
     return x > scale/2
+
+def _other_size(size, image, path):
+    (w, h), (width, height) = size, image
+    return DataError(f'mask is {w} x {h} px but its image is {width} x {height} px', where=path, remedy='Export the masks at the size of the images')
 
 # %% ../../nbs/02_data/30_formats.ipynb #4ed17eb1
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')

@@ -11,82 +11,51 @@ __all__ = ['read_image', 'image_size', 'Placement', 'choose_bucket', 'letterbox'
 # %% ../../nbs/02_data/20_images.ipynb #509fc0ad
 import math
 import struct
-import zlib
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core.errors import ImageError
 from ..core.params import TileSpec
+from ..core.pictures import MAX_MEGAPIXELS, decode, open_picture
 
 # %% ../../nbs/02_data/20_images.ipynb #82cf897b
-_FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error, zlib.error)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error)
 _MIN_SIDE = 16
 
 def read_image(
     src:Path|str|bytes, # File, or what it held
     *,
-    max_megapixels:float=100., # Largest picture decoded [Mpx]
+    max_megapixels:float=MAX_MEGAPIXELS, # Largest picture decoded [Mpx]
     name:str|None=None, # How errors call it; by default the path
 ) -> np.ndarray: # uint8 [H, W, 3]
-    "Decode one photograph upright in 8-bit RGB (first frame); `ImageError` naming the file, the cause and the remedy"
+    "Decode one photograph upright in 8-bit RGB; `ImageError` naming the file, the cause and the remedy"
     where = name or ('the image' if isinstance(src, bytes) else str(src))
-    data = src if isinstance(src, bytes) else _read_bytes(Path(src), where)
-    if not data: raise ImageError('empty file', where=where, remedy='Copy or photograph it again')
-    with _open(data, where, max_megapixels) as im:
-        _check_size(im, where, max_megapixels)
-        try: im.load()
-        except _BROKEN as e:
-            raise ImageError(f'truncated or damaged {im.format} file: {str(e) or type(e).__name__}', where=where, remedy='Copy or photograph it again') from e
-        return _to_rgb8(_upright(im), where)
+    with open_picture(src, max_megapixels=max_megapixels, name=where) as im:
+        _check_side(im, where)
+        pixels = _to_rgb8(decode(im, where), where)
+        return np.ascontiguousarray(_turned(pixels, _orientation(im)))
 
 def image_size(
     src:Path|str|bytes, # File, or what it held
     *,
-    max_megapixels:float=100., # Largest picture accepted [Mpx]
+    max_megapixels:float=MAX_MEGAPIXELS, # Largest picture accepted [Mpx]
     name:str|None=None, # How errors call it
 ) -> tuple[int, int]: # Height, width [px], upright as `read_image` would return it
     "Size from the header alone, without decoding; `ImageError` as `read_image`"
     where = name or ('the image' if isinstance(src, bytes) else str(src))
-    data = src if isinstance(src, bytes) else _read_bytes(Path(src), where)
-    if not data: raise ImageError('empty file', where=where, remedy='Copy or photograph it again')
-    with _open(data, where, max_megapixels) as im:
-        _check_size(im, where, max_megapixels)
+    with open_picture(src, max_megapixels=max_megapixels, name=where) as im:
+        _check_side(im, where)
         w, h = im.size
-        return (w, h) if _orientation(im) > 4 else (h, w)
+        return (w, h) if _orientation(im) > 4 and im.format != 'TIFF' else (h, w)  # Pillow turns TIFFs itself
 
-def _read_bytes(path, where):
-    try: return path.read_bytes()
-    except FileNotFoundError as e: raise ImageError('no such file', where=where, remedy='Check the path') from e
-    except IsADirectoryError as e: raise ImageError('is a folder, not an image', where=where, remedy='Name a file') from e
-    except OSError as e: raise ImageError(f'cannot be read: {e.strerror or e}', where=where, remedy='Check its permissions') from e
-
-def _open(data, where, max_megapixels):
-    "The opened, not yet decoded picture; only `_FORMATS`, and without Pillow's global size guard"
-    Image.init()
-    claimed, cause = None, None
-    for kind in _FORMATS:
-        if kind not in Image.OPEN: continue
-        factory, accept = Image.OPEN[kind]
-        if accept and not accept(data[:16]): continue
-        try: return factory(BytesIO(data), None)
-        except Image.DecompressionBombError as e: raise _too_large(str(e), where, max_megapixels) from e
-        except _BROKEN as e: claimed, cause = kind, e
-    if claimed: raise ImageError(f'truncated or damaged {claimed} file: {str(cause) or type(cause).__name__}', where=where, remedy='Copy or photograph it again') from cause
-    raise ImageError('not an image in a known format', where=where, remedy=f"Known are {', '.join(_FORMATS)}")
-
-def _too_large(what, where, max_megapixels):
-    return ImageError(f'{what}, over the limit of {max_megapixels:g} megapixels', where=where, remedy='Crop it, or raise max_megapixels in settings.ini')
-
-def _check_size(im, where, max_megapixels):
+def _check_side(im, where):
     w, h = im.size
-    if w*h > max_megapixels*1e6: raise _too_large(f'{w} x {h} px is {w*h/1e6:.0f} megapixels', where, max_megapixels)
-    if min(w, h) < _MIN_SIDE: raise ImageError(f'{w} x {h} px is too small', where=where, remedy=f'Both sides must be at least {_MIN_SIDE} px')
+    if min(w, h) < _MIN_SIDE:
+        raise ImageError(f'{w} x {h} px is too small', where=where, remedy=f'Both sides must be at least {_MIN_SIDE} px')
 
 def _orientation(im):
     "EXIF orientation 1..8; 1 where it is absent or unreadable"
@@ -94,26 +63,50 @@ def _orientation(im):
     except _BROKEN: return 1
     return k if k in range(1, 9) else 1
 
-def _upright(im):
-    try: return ImageOps.exif_transpose(im)
-    except _BROKEN: return im  # a damaged tag: the pixels are all we have
+def _turned(pixels, orientation):
+    "`pixels` upright: orientations from 5 on swap rows and columns, then three kinds of mirroring remain"
+    if orientation > 4: pixels = pixels.swapaxes(0, 1)
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[::-1 if upside_down else 1, ::-1 if mirrored else 1]
+
+# %% ../../nbs/02_data/20_images.ipynb #2e71ba7d
+_EIGHT = np.round(np.arange(65536)/257).astype(np.uint8) # of 16 bits; 65535/257 is 255
+_COLOURS = ('RGB', 'L', '1', 'P', 'PA', 'RGBA', 'RGBX', 'RGBa', 'La', 'LA', 'CMYK', 'YCbCr')
+_ROWS = 256 # converted at a time
 
 def _to_rgb8(im, where):
-    if im.mode in ('RGB', 'L'): return np.array(im.convert('RGB'))
-    if im.mode in ('1', 'P', 'PA', 'RGBA', 'RGBX', 'RGBa', 'La', 'CMYK', 'YCbCr'): return np.array(im.convert('RGB'))
-    if im.mode == 'LA': return np.array(im.convert('L').convert('RGB'))
-    if im.mode.startswith('I'):
-        x = np.asarray(im).astype(np.int64)
-        if x.min() < 0 or x.max() > 65535: raise ImageError(f'32-bit pixels from {x.min()} to {x.max()}', where=where, remedy='Save it with 8 or 16 bits a channel')
-        return _grey(np.round(x/257))
-    if im.mode == 'F':
-        x = np.asarray(im)
-        if not np.isfinite(x).all(): raise ImageError(f'{int((~np.isfinite(x)).sum())} pixels are NaN or infinite', where=where, remedy='Save it with 8 or 16 bits a channel')
-        if x.min() < 0 or x.max() > 255: raise ImageError(f'float pixels from {x.min():g} to {x.max():g}', where=where, remedy='Scale them to 0..1 or 0..255')
-        return _grey(np.round(x*255 if x.max() <= 1 else x))
-    raise ImageError(f'pixels of mode {im.mode} are not supported', where=where, remedy='Save it as grey or RGB')
+    "A decoded picture as uint8 [H, W, 3]"
+    if not (im.mode in _COLOURS or im.mode.startswith('I') or im.mode == 'F'):
+        raise ImageError(f'pixels of mode {im.mode} are not supported', where=where, remedy='Save it as grey or RGB')
+    scale = 1. if im.mode in _COLOURS else _grey_scale(im, where)
+    w, h = im.size
+    out = np.empty((h, w, 3), np.uint8)
+    for top in range(0, h, _ROWS):
+        rows = im.crop((0, top, w, min(top + _ROWS, h)))
+        out[top:top + _ROWS] = _rgb8(rows) if im.mode in _COLOURS else _grey8(np.asarray(rows), scale)
+    return out
 
-def _grey(x): return np.repeat(x.astype(np.uint8)[..., None], 3, -1)
+def _rgb8(im):
+    "Rows in colour, without what lies behind them"
+    if im.mode in ('LA', 'La'): im = im.convert('LA').getchannel(0)
+    return np.asarray(im.convert('RGB'))
+
+def _grey8(x, scale):
+    "Rows of 16-bit or float pixels as uint8 [h, w, 1]"
+    return (_EIGHT[x] if x.dtype.kind in 'iu' else np.round(x*np.float32(scale)).astype(np.uint8))[..., None]
+
+def _grey_scale(im, where):
+    "By what float pixels are multiplied; `ImageError` if the pixels of a one-channel picture are out of range"
+    x = np.asarray(im)
+    if x.dtype.kind == 'f' and not np.isfinite(x).all():
+        raise ImageError(f'{int((~np.isfinite(x)).sum())} pixels are NaN or infinite', where=where,
+                         remedy='Save it with 8 or 16 bits a channel')
+    low, high = x.min(), x.max()
+    if x.dtype.kind != 'f' and (low < 0 or high > 65535):
+        raise ImageError(f'32-bit pixels from {low} to {high}', where=where, remedy='Save it with 8 or 16 bits a channel')
+    if x.dtype.kind == 'f' and (low < 0 or high > 255):
+        raise ImageError(f'float pixels from {low:g} to {high:g}', where=where, remedy='Scale them to 0..1 or 0..255')
+    return 255. if high <= 1 else 1.
 
 # %% ../../nbs/02_data/20_images.ipynb #b3e1b6b7
 class Placement(NamedTuple):
@@ -204,12 +197,18 @@ def tile_windows(
     w:int, # Width of the photograph [px]
     buckets:Sequence[tuple[int, int]], # Height, width of each [px]
     tile:TileSpec|None, # None: never cut
+    where:str|None=None, # Named in errors
 ) -> tuple[Window, ...]: # Row by row; the whole photograph alone where it isn't cut
-    "Where a photograph is cut: windows that `letterbox` lays on canvases of one bucket, at one scale"
+    "Where a photograph is cut: windows that `letterbox` lays on canvases of one bucket, at one scale; `ImageError` if they are too many"
     if tile is None or tile.scale <= tile.shrink*max(min(hb/h, wb/w) for hb, wb in buckets): return (Window(0, 0, h, w),)
     def along(length, side):
         side = min(length, round(side/tile.scale))
         n = 1 + math.ceil((length - side)/(side - tile.overlap)) if side < length else 1
-        return [(round(i*(length - side)/max(n - 1, 1)), side) for i in range(n)]
+        return n, side
     hb, wb = max(buckets, key=lambda b: b[0]*b[1])
-    return tuple(Window(top, left, th, tw) for top, th in along(h, hb) for left, tw in along(w, wb))
+    (rows, th), (columns, tw) = along(h, hb), along(w, wb)
+    if rows*columns > tile.most:
+        raise ImageError(f'{w} x {h} px would be cut into {rows*columns:,} tiles of {tw} x {th} px, over the limit of {tile.most:,}',
+                         where=where, remedy='Crop it, lower image.tile.scale or image.tile.overlap, or raise image.tile.most')
+    at = lambda n, length, side: [round(i*(length - side)/max(n - 1, 1)) for i in range(n)]
+    return tuple(Window(top, left, th, tw) for top in at(rows, h, th) for left in at(columns, w, tw))

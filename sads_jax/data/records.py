@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.pictures import MAX_MEGAPIXELS
 from .formats import mask_box, mask_to_rle, segmentation_to_mask, split_components
+from .images import read_image
 
 # %% ../../nbs/02_data/10_records.ipynb #c83d94e5
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class InspectionData:
     def path(self, record:ImageRecord) -> Path: # File of `record`
         "Where the photograph lies"
         return Path(self.root)/record.file_name
+
+    def photograph(self, record:ImageRecord) -> np.ndarray: # uint8 [H, W, 3]
+        "Pixels of `record`, which may be as large as its record says; `ImageError` as `read_image`"
+        return read_image(self.path(record), max_megapixels=max(MAX_MEGAPIXELS, record.width*record.height/1e6))
 
     def __len__(self): return len(self.images)
 

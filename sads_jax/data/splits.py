@@ -21,7 +21,6 @@ from PIL import Image
 
 from ..core.errors import DataError, LeakError
 from ..core.params import SplitSpec
-from .images import read_image
 from .records import InspectionData
 
 # %% ../../nbs/02_data/60_splits.ipynb #5ebe8ca7
@@ -106,7 +105,7 @@ def look(
     "Read every photograph once for the audits; `ImageError` if one cannot be read"
     thumbs, mean, std = [], [], []
     for r in (progress or iter)(data.images):
-        grey = Image.fromarray(read_image(data.path(r))).convert('L')
+        grey = Image.fromarray(data.photograph(r)).convert('L')
         x = np.asarray(grey)
         thumbs.append(np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32))
         mean.append(x.mean())

@@ -21,7 +21,7 @@ import numpy as np
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
 from ..core.types import Findings, InspectionReport
-from ..data.images import Placement, read_image, to_original
+from ..data.images import Placement, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
 from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points,
     reported_boxes, roc_points, simple_features, trivial_baseline)
@@ -94,7 +94,7 @@ def _baseline(data, train, judged):
         x, y, parts = [], [], []
         for r in records:
             if r.defective is None: continue
-            try: x.append(simple_features(read_image(data.path(r))))
+            try: x.append(simple_features(data.photograph(r)))
             except SADSError: continue
             y.append(r.defective)
             parts.append(r.part_id)
@@ -149,7 +149,7 @@ class EvaluationOrchestrator:
                 row = Judged(record, report, true_boxes(record, categories) if fits else None, boxes,
                     true_map(record, categories) if fits else None, score_map)
                 if self.classify_boxes is not None and row.true is not None and len(row.true.boxes):
-                    probs = self.classify_boxes(read_image(data.path(record)), row.true.boxes)
+                    probs = self.classify_boxes(data.photograph(record), row.true.boxes)
                     row = replace(row, true_labels=np.asarray(order)[np.asarray(probs).argmax(-1)])
                 for m in metrics.values(): m.update(row)
                 rows.append(replace(row, class_map=None, score_map=None))

@@ -17,7 +17,6 @@ import numpy as np
 from scipy.stats import beta
 
 from ..core.errors import SADSError
-from ..data.images import read_image
 from .evaluate import Evaluation
 from .operating import operating_curve
 from .report import PAGE_STYLE, line_chart, overlay_svg
@@ -69,7 +68,7 @@ def _figures(e, numbers, most):
     for i, r in enumerate(_known(e)):
         picture = ''
         if i in shown:
-            try: picture = overlay_svg(read_image(e.data.path(r.record)), r, e.categories, side=200)
+            try: picture = overlay_svg(e.data.photograph(r.record), r, e.categories, side=200)
             except SADSError as err: picture = f'<p class="small">{_h(str(err))}</p>'
         truth = 'defective' + (f": {', '.join(r.record.classes)}" if r.record.classes else '') if r.record.defective else 'good'
         out.append(f'<figure class="card shot" id="i{i}">{picture}<figcaption><b>{_h(truth)}</b> · score {r.report.image_score:.3f}<br>{_h(r.record.part_id)} · {_h(Path(r.record.file_name).name)}</figcaption></figure>')

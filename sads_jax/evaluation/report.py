@@ -21,7 +21,6 @@ from PIL import Image
 
 from ..core.errors import SADSError
 from ..core.types import Verdict
-from ..data.images import read_image
 from ..data.records import class_map
 from ..data.splits import shortcut_warnings
 from .evaluate import METRICS, Evaluation, curve_tables, summary
@@ -292,7 +291,7 @@ def _cautions(e): return ''.join(f'<div class="warn{" good" if fine else ""}"><b
 # %% ../../nbs/07_evaluation/40_report.ipynb #9bd3aaae
 def _shot(e, row):
     r, p = row.record, row.report
-    try: picture = overlay_svg(read_image(e.data.path(r)), row, e.categories)
+    try: picture = overlay_svg(e.data.photograph(r), row, e.categories)
     except SADSError as err: picture = f'<p class="small">{_h(str(err))}</p>'
     truth = 'good' if r.defective is False else 'unlabelled' if r.defective is None else 'defective' + (f": {', '.join(r.classes)}" if r.classes else '') + (' (no outline known)' if r.weak else '')
     why = _h(p.reasons[0].text) if p.reasons else ('nothing reported' if not p.defects else f'{len(p.defects)} reported')

@@ -320,7 +320,7 @@ class CVTrainingOrchestrator:
             done.append(name)
             self.progress('parity', len(done), len(paths), {})
         forms = {k: load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir, artefact=k) for k in ('float32', *info.params.export.artefacts)}
-        return compare_forms(python_pipeline(self.bundle, self.path('models'), self.settings), forms, ((p.name, read_image(p)) for p in paths), told)
+        return compare_forms(python_pipeline(self.bundle, self.path('models'), self.settings), forms, ((p.name, read_image(p, max_megapixels=self.settings.max_megapixels)) for p in paths), told)
 
     def register(
         self,

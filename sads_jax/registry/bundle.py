@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.errors import BundleError
 from ..core.params import DecisionSpec, EvaluateSpec, Params, dump_params, parse_params
+from ..core.yaml_text import read_yaml
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #c0073b3d
 FORMAT = 1 # of the folder; raised when old code could no longer read it
@@ -282,7 +281,7 @@ def read_bundle(
         except ValueError as e: raise BundleError('altered: not JSON', where=folder/name, remedy=_REMEDY) from e
     for name in ('params.yaml', 'card.md'):
         if not (folder/name).is_file(): raise BundleError('missing from the bundle', where=folder/name, remedy=_REMEDY)
-    params = parse_params(yaml.safe_load((folder/'params.yaml').read_text()) or {}, folder/'params.yaml')
+    params = parse_params(read_yaml((folder/'params.yaml').read_text(), folder/'params.yaml') or {}, folder/'params.yaml')
     metrics = load('metrics.json') if (folder/'metrics.json').exists() else {}
     return BundleInfo(folder, version, tuple(load('labels.json')), load('preprocess.json'), load('decision.json'), params, load('data.json'),
         load('code.json'), metrics, (folder/'card.md').read_text())

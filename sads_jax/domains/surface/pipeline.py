@@ -22,6 +22,7 @@ import numpy as np
 
 from ...core.errors import ImageError, SADSError
 from ...core.types import Findings, InspectionReport
+from ...core.pictures import MAX_MEGAPIXELS, picture_bytes
 from ...data.images import Placement, read_image
 from .gate import unusable
 from .postprocessor import SADSPostprocessor
@@ -50,6 +51,7 @@ class _Photo(NamedTuple):
     pixels: np.ndarray
     sha256: str
     ms: float
+    name: str|None # How errors call it
 
 def _pixels_of(src, name):
     "uint8 [H, W, 3] of an array; `ImageError` if it is nothing of the sort"
@@ -67,11 +69,10 @@ def _read(src, max_megapixels, name):
     else:
         if not isinstance(src, bytes):
             name = name or str(src)
-            try: src = Path(src).read_bytes()
-            except OSError: pass  # read_image says what is wrong with it
+            src = picture_bytes(src, max_megapixels=max_megapixels, name=name)
         pixels = read_image(src, max_megapixels=max_megapixels, name=name)
         sha = hashlib.sha256(src).hexdigest()
-    return _Photo(pixels, sha, (time.perf_counter() - start)*1e3)
+    return _Photo(pixels, sha, (time.perf_counter() - start)*1e3, name)
 
 # %% ../../../nbs/06_domains/surface/40_pipeline.ipynb #1d22328a
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class SADSPipeline:
     model_version: str
     rules_version: str
     station_id: str|None = None # Where this runs; written into reports
-    max_megapixels: float = 100. # Largest photograph decoded [Mpx]
+    max_megapixels: float = MAX_MEGAPIXELS # Largest photograph decoded [Mpx]
     gate: Mapping[str, tuple[float, float]]|None = None # What a usable photograph looks like, see `gate_bands`; None: all are believed
     uninspected: Counter = field(default_factory=Counter, compare=False) # How many photographs were not inspected or not usable, by rule
 
@@ -95,7 +96,9 @@ class SADSPipeline:
     ) -> InspectionReport:
         "Inspect one photograph; `ImageError` if it can't be read"
         photo = _read(src, self.max_megapixels, name)
-        return self._reports([photo], [part_id])[0][0]
+        done = self._each([photo], [part_id], 'return')[0]
+        if isinstance(done, SADSError): raise done
+        return done[0]
 
     def run_inference(
         self,
@@ -167,10 +170,18 @@ class SADSPipeline:
         try:
             for i, photos in zip(starts, upcoming):
                 good = [j for j, p in enumerate(photos) if isinstance(p, _Photo)]
-                done = iter(self._reports([photos[j] for j in good], [part_ids[i+j] for j in good]))
+                done = iter(self._each([photos[j] for j in good], [part_ids[i+j] for j in good], on_error))
                 yield from (next(done) if isinstance(p, _Photo) else p for p in photos)
         finally:
             if reader: reader.shutdown(cancel_futures=True)
+
+    def _each(self, photos, part_ids, on_error):
+        "As `_reports`; one that cannot be judged (too many tiles) does not take the others of its batch along"
+        try: return self._reports(photos, part_ids)
+        except ImageError as e:
+            if on_error == 'raise': raise
+            if len(photos) == 1: return [ImageError(e.what, where=e.where or photos[0].name, remedy=e.remedy)]
+        return [self._each([p], [part], on_error)[0] for p, part in zip(photos, part_ids)]
 
     def _reports(self, photos, part_ids):
         doubts = [unusable(p.pixels, self.gate) for p in photos]

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .console import console, epilog, say, table
-from ..core.errors import ParamsError, SADSError
+from ..core.errors import ParamsError
 
 INIT_EXAMPLES = epilog('sads init mine --photos DIR          looks, asks two questions, writes the project mine/', 'sads init mine --photos DIR --yes    takes all that is proposed',
     'cd mine && dvc repro                 trains, evaluates, registers')

@@ -22,9 +22,8 @@ import yaml
 
 import sads_jax
 from ..core.errors import ParamsError, SADSError
-from ..core.params import parse_params
 from ..core.settings import Settings
-from ..data.plan import Choice, as_tree
+from ..data.plan import Choice
 from .training import STAGES
 
 # %% ../../nbs/11_orchestrators/30_project.ipynb #b999a3b7

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,10 +45,11 @@ def refuse_foreign(
 
 def mark(
     folder:str|Path, # Made if absent
+    is_ours:Callable[[Path], bool]|None=None, # As for `owned`
 ) -> Path: # The same
     "Make a folder ours; `SADSError` if it is somebody else's"
     folder = Path(folder)
-    refuse_foreign(folder)
+    refuse_foreign(folder, is_ours)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder/MARKER).is_file(): (folder/MARKER).write_text(_NOTE)
     return folder
@@ -149,16 +150,16 @@ def whole_folder(
     *,
     is_ours:Callable[[Path], bool]|None=None, # As for `owned`
     marked:bool=True, # Put our marker in
-    copy:bool=False, # Begin with what is there now, instead of empty
+    copy_without:Sequence[str]|None=None, # Begin with a copy of what is there, without files and folders of these names
 ) -> Iterator[Path]: # A folder to write in, of the same name, elsewhere
     "A folder that takes its place whole, when the block ends without an error"
     path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     refuse_foreign(path, is_ours)
     with whole_files(path.parent) as parts:
         new = parts/path.name
-        if copy and path.is_dir(): shutil.copytree(path, new, symlinks=True)
-        else: new.mkdir()
-        if marked: mark(new) if not copy else (new/MARKER).write_text(_NOTE)
+        if copy_without is None: new.mkdir()
+        else: shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*copy_without))
+        if marked: (new/MARKER).write_text(_NOTE)
         yield new
         refuse_foreign(path, is_ours)  # nobody has put anything there in the meantime
 

@@ -9,6 +9,7 @@ __all__ = ['MARKER', 'owned', 'refuse_foreign', 'mark', 'write_whole', 'whole_fi
 
 # %% ../../nbs/00_core/50_files.ipynb #02ff3bd1
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,6 +24,8 @@ from .errors import SADSError
 MARKER = '.sads-made' # In every folder that we fill
 _NOTE = 'sads_jax fills this folder and replaces what is in it. Keep nothing of your own here.\n'
 _PART = '.sads-part-' # What is being written, beside its place
+
+def _is_part(path): return re.fullmatch(re.escape(_PART) + '[0-9a-f]{8}', path.name) is not None and not path.is_symlink()
 
 def owned(
     folder:str|Path,
@@ -40,7 +43,7 @@ def refuse_foreign(
     folder = Path(folder)
     if not os.path.lexists(folder): return
     if not folder.is_dir(): raise SADSError('is no folder, and one is to be written here', where=folder, remedy='Move it away, or choose another place')
-    if owned(folder, is_ours) or all(p.name.startswith(_PART) for p in folder.iterdir()): return
+    if owned(folder, is_ours) or all(map(_is_part, folder.iterdir())): return
     raise SADSError('holds files that sads_jax did not write, so nothing is written here', where=folder,
         remedy=f'Move them away, or choose another place. If an older sads_jax wrote them, put an empty file {MARKER} there')
 
@@ -168,9 +171,9 @@ def sweep(
 ) -> list[str]: # Names of what was removed
     "Remove what killed processes left in a folder, after putting back what they had moved aside"
     gone = []
-    for part in sorted(Path(folder).glob(f'{_PART}*')):
+    for part in sorted(p for p in Path(folder).glob(f'{_PART}*') if _is_part(p)):
         with suppress(FileNotFoundError):
-            fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+            fd = os.open(part, os.O_RDONLY)
             try:
                 if not _flock(fd): continue
                 if part.is_dir():

@@ -15,6 +15,7 @@ import yaml
 
 import sads_jax.orchestrators.training as T
 from sads_jax.core.errors import BundleError, DataError, ParamsError, SADSError
+from sads_jax.core.files import MARKER, whole_folder
 from sads_jax.core.params import CocoSpec, SyntheticSpec, load_params
 from sads_jax.core.settings import Settings, load_settings
 from sads_jax.orchestrators.base import Busy, Progress, code_hash, code_revision
@@ -94,10 +95,13 @@ def fake_train(name, data, split, params, out, *, start_from=None, checkpoints=N
     checkpoints.mkdir(parents=True, exist_ok=True)
     if name in killed: killed.remove(name); raise KeyboardInterrupt
     progress(name, 1, 1, {'loss': .5})
-    out.mkdir(parents=True, exist_ok=True)
-    (out/'history.csv').write_text('step,loss,score\n1,0.5,0.5\n')
-    (out/'model.safetensors').write_bytes(b'weights')
-    (out/'model.json').write_text(json.dumps({'classes': list(data.categories)}))
+    with whole_folder(out) as new:
+        (new/'history.csv').write_text('step,loss,score\n1,0.5,0.5\n')
+        (new/'model.safetensors').write_bytes(b'weights')
+        (new/'model.json').write_text(json.dumps({'classes': list(data.categories)}))
+
+def fake_anomaly(data, split, params, detector, out, **_):
+    with whole_folder(out) as new: (new/'model.json').write_text('{}')
 
 @pytest.fixture(scope='module')
 def ingested(tmp_path_factory):
@@ -115,7 +119,7 @@ def line(tmp_path, monkeypatch, ingested):
     trainers.train_task = fake_train
     monkeypatch.setitem(sys.modules, 'sads_jax.training.trainers', trainers)
     good = type(sys)('sads_jax.training.anomaly')
-    good.train_anomaly = lambda data, split, params, detector, out, **_: (out/'model.json').write_text('{}')
+    good.train_anomaly = fake_anomaly
     monkeypatch.setitem(sys.modules, 'sads_jax.training.anomaly', good)
     def load(folder): return {t: (None, {}, json.loads((Path(folder)/t/'model.json').read_text())) for t in T.TASKS}
     monkeypatch.setattr(T, 'load_models', load)
@@ -144,7 +148,7 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     assert any(k.startswith('images/') for k in entry.metrics)
     assert (o.registry.get()/'metrics.json').exists() and not (o.bundle/'metrics.json').exists()
     reports = {p.name for p in (tmp_path/'work/reports').iterdir()}
-    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json', 'registered.json'}
+    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json', 'registered.json', MARKER}
     assert dict(o.figures())['images'].startswith(str(info.data['splits']['test']))
     assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.bundle/'params.yaml').read_text()
     assert o.run() == []

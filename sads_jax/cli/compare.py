@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from .console import console, epilog, table
+from .places import own_file
 
 # %% ../../nbs/12_cli/25_compare.ipynb #f190832a
 COMPARE_EXAMPLES = epilog('sads evaluate --model sads@3 --workdir three -S data.kind=folder -S data.root=DIR',
@@ -26,6 +27,7 @@ def compare(
 ):
     "Which of two versions is better. Paired tests on the same photographs: McNemar on verdicts of parts, bootstrap by part on scores; lists the parts that change sides."
     from sads_jax.evaluation.compare import compare_reports, comparison_text
+    if out is not None: own_file(out, r'\{\n "changed"')
     c, screen = compare_reports(a, b), console()
     screen.print(f"A  {a}  {c.models[0]}\nB  {b}  {c.models[1]}\n{c.images} photographs of {c.parts} parts judged by both" + ''.join(f'; {n} by {k} alone' for k, n in zip('AB', c.only) if n))
     if c.changed:

@@ -23,16 +23,17 @@ from .compare import COMPARE_EXAMPLES, compare
 from .init import INIT_EXAMPLES, init
 from .operate import OPERATE_EXAMPLES, operate
 from .parity import PARITY_EXAMPLES, parity
+from .places import keep_params, open_lines, own_file
 from .rules import SCALE_EXAMPLES, rules, scale
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from .qualify import qualify
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
+from ..core.files import mark, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from sads_jax.core.params import Params
     from sads_jax.core.settings import Settings
     from sads_jax.core.types import InspectionReport
 
@@ -82,15 +83,6 @@ def _settings(file:Path, workdir:Path=_HERE) -> 'Settings':
     from sads_jax.orchestrators.base import settle
     return settle(s, workdir)
 
-def _params(file:Path, assignments:list[str]|None, workdir:Path=_HERE) -> 'Params':
-    "Parameters with overrides; a working folder of its own gets them written down"
-    from sads_jax.core.params import dump_params, load_params
-    params = load_params(file, assignments or [])
-    if workdir != _HERE:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir/'params.yaml').write_text(dump_params(params))
-    return params
-
 def _registry(settings, name:str|None=None):
     "The registry; a name other than the settings' means another model in it"
     from sads_jax.registry.registries import MLflowRegistry
@@ -134,10 +126,15 @@ def _root(version:Annotated[bool, typer.Option('--version', help='Print the vers
 # %% ../../nbs/12_cli/10_main.ipynb #2802fb52
 _TASKS, _STAGES = ('detector', 'segmenter', 'classifier'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
 
-def _orchestrator(params, set_, settings, workdir):
+def _orchestrator(params, set_, settings, workdir, stages=()):
+    "What runs the stages; `SADSError`, and nothing done, where something of somebody else's is in the way of these (by default, all)"
+    from sads_jax.core.params import load_params
     from sads_jax.orchestrators.training import CVTrainingOrchestrator
-    s = _settings(settings, workdir)
-    return CVTrainingOrchestrator(_params(params, set_, workdir), s, workdir)
+    o = CVTrainingOrchestrator(load_params(params, set_ or []), _settings(settings, workdir), workdir)
+    if workdir != _HERE:  # a folder of its own gets them written down
+        o.check(stages or o.stages)
+        keep_params(o.params, workdir)
+    return o
 
 @app.command(epilog=_epilog('sads ingest', 'sads ingest --workdir tiles -S data.kind=magnetic_tile -S data.root=DIR'))
 def ingest(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
@@ -182,7 +179,7 @@ def evaluate(bundle:_Bundle=None, model:_Model=None, set_:_Set=None, params:_Par
     folder = _find_bundle(bundle, model, _settings(settings))
     verify_bundle(folder)
     base = params if params.exists() or params != _PARAMS else folder/'params.yaml'
-    o = _orchestrator(base, set_, settings, workdir)
+    o = _orchestrator(base, set_, settings, workdir, ('evaluate',))
     if portable_params(o.params).data == read_bundle(folder).params.data:
         _say('note: this is the data the model was made from, training photographs included, so the figures will be too good; choose other data with -S data.kind=… -S data.root=…')
     reports = workdir/'reports' if workdir != _HERE else Path('judged')
@@ -295,14 +292,16 @@ def _verdict_row(file, result):
     return str(file), Text(result.verdict.value, style), f'{result.image_score:.3f}', found, result.reasons[0].text if result.reasons else ''
 
 def _write_overlays(results, files, folder, max_megapixels):
+    from io import BytesIO
+
     from sads_jax.data.images import read_image
     base = Path(os.path.commonpath([f.absolute().parent for f in files]))
     for file, r in results:
         if isinstance(r, SADSError): continue
         out = folder/file.absolute().relative_to(base)
         out = out.with_name(out.name + '.png')  # a.jpg and a.tif must not meet
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draw_overlay(read_image(file, max_megapixels=max_megapixels), r).save(out)
+        draw_overlay(read_image(file, max_megapixels=max_megapixels), r).save(picture := BytesIO(), 'PNG')
+        write_whole(out, picture.getvalue())
 
 @app.command(epilog=_epilog('sads predict part.png --bundle bundle', "sads predict day7/ 'day8/**/*.jpg' --out verdicts.jsonl --overlays looks/", 'sads predict day7/ --model sads@champion --out - | jq .report.verdict',
                             '', 'Exit status: 0 all were judged; 1 some could not be (the others were, and each error is named); 2 wrong usage.'))
@@ -318,12 +317,13 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
     s = _settings(settings, workdir)
     if artefact: s = s.model_copy(update={'artefact': artefact})
     files = find_photographs(sources)
+    if out is not None and str(out) != '-': own_file(out, r'\{"(error|file)"')
+    if overlays is not None: mark(overlays)
     from sads_jax.registry.bundle import load_pipeline
     pipeline = load_pipeline(_find_bundle(bundle, model, s), settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id, every_box=False)
     table, count, errors = _table('file', 'verdict', 'score', 'defects', 'reason'), Counter(), []
     with ExitStack() as stack:
-        if out is not None and str(out) != '-': out.parent.mkdir(parents=True, exist_ok=True)
-        lines = None if out is None else sys.stdout if str(out) == '-' else stack.enter_context(open(out, 'w'))
+        lines = open_lines(out, stack)
         for file, r in _progress(judge_files(pipeline, files, s.max_batch_size), len(files), s.progress):
             if lines: print(result_line(file, r), file=lines, flush=True)
             if overlays is not None: _write_overlays([(file, r)], files, overlays, s.max_megapixels)

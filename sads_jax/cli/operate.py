@@ -80,12 +80,15 @@ def _rewrite(bundle, info, write, threshold, chosen, wish):
     import shutil
 
     from sads_jax.core.errors import BundleError
+    from sads_jax.core.files import whole_files
     from sads_jax.core.params import parse_params
     from sads_jax.registry.bundle import load_pipeline, set_threshold, write_golden
     if write.exists(): raise BundleError('exists', where=write, remedy='Name another folder, or remove it first')
-    shutil.copytree(bundle, write)
     golden = sorted((bundle/'golden'/'images').iterdir()) if (bundle/'golden').is_dir() else []
     spec = parse_params({'decision': info.params.decision.model_dump(mode='json') | {'threshold': wish}}, write).decision
     anomaly = info.decision['chosen'].get('anomaly')
-    version = set_threshold(write, threshold, chosen | ({'anomaly': anomaly} if anomaly else {}), info.decision['anomaly_limit'], info.decision.get('probabilities'), spec)
-    return write_golden(write, load_pipeline(write), golden) if golden else version
+    with whole_files(write.parent) as parts:
+        new = parts/write.name
+        shutil.copytree(bundle, new)
+        version = set_threshold(new, threshold, chosen | ({'anomaly': anomaly} if anomaly else {}), info.decision['anomaly_limit'], info.decision.get('probabilities'), spec)
+        return write_golden(new, load_pipeline(new), golden) if golden else version

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import console, epilog, say, table
+from .places import own_file
 
 if TYPE_CHECKING:
     from sads_jax.evaluation.qualification import Check
@@ -52,7 +53,8 @@ def finish(
     out:Path|None, # Page to write
     facts:dict[str, str], # For its head
 ) -> None:
-    "Print, write, and exit with 1 unless all passed"
+    "Print, write, and exit with 1 unless all passed; `SADSError` if there is another file where the page is to be"
+    if out is not None: own_file(out, '(<!doctype html|%PDF).*Station qualification')
     screen = console()
     for c in checks:
         screen.print(f"{c.name}: {'passed' if c.passed else 'NOT PASSED'}\n{c.text}")

@@ -13,7 +13,6 @@ import csv
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -25,6 +24,7 @@ from PIL import Image
 
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
+from ..core.files import whole_folder
 from ..core.params import SyntheticSpec
 from ..core.pictures import MAX_MEGAPIXELS
 from .formats import IMAGE_SUFFIXES, mask_to_rle, read_folders, read_mask, read_voc
@@ -58,9 +58,13 @@ def ingest(
     *,
     max_megapixels:float=MAX_MEGAPIXELS, # Largest photograph decoded [Mpx]
 ) -> InspectionData:
-    "Copy every photograph with its record below `out_root`; `DataError` if there are none or more than half cannot be read"
+    "Copy every photograph with its record below `out_root`; `DataError` if there are none or more than half cannot be read, `SADSError` if the folder is not ours"
     out = Path(out_root)
-    _clear(out, getattr(connector, 'root', None))
+    _refuse_source(out, getattr(connector, 'root', None))
+    with whole_folder(out) as new: return replace(_copy(connector, new, progress, max_megapixels), root=out)
+
+def _copy(connector, out, progress, max_megapixels):
+    "Fill the empty folder `out`"
     kept, skipped, names = [], [], set()
     sources = connector.records()
     if progress: sources = progress(sources, description='ingest', total=len(connector))
@@ -76,7 +80,7 @@ def ingest(
         raise DataError(f'{len(skipped)} of {total} images cannot be used: {some}{"; …" if len(skipped) > 3 else ""}', where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
     data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)))
     write_coco(data, out)
-    _write_report(out, images=len(kept), skipped=skipped, notes=list(connector.notes))
+    (out/'ingest.json').write_text(json.dumps({'images': len(kept), 'skipped': skipped, 'notes': list(connector.notes)}, sort_keys=True, indent=1) + '\n')
     for note in connector.notes: _log.info(note)
     return data
 
@@ -107,16 +111,10 @@ def _contents(path):
     try: return path.read_bytes()
     except OSError as e: raise DataError('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read: {e.strerror}', where=path, remedy='Add it, or remove its entry') from e
 
-def _clear(out, root):
-    "Remove what an earlier ingest wrote; never a source"
+def _refuse_source(out, root):
+    "The data set never takes the place of what it is made from"
     if root is not None and Path(root).exists() and out.exists() and (out.resolve() == Path(root).resolve() or out.resolve() in Path(root).resolve().parents):
         raise DataError('the data set would be written over its own source', where=out, remedy='Choose another --workdir or data.root')
-    if (out/'ingest.json').exists(): shutil.rmtree(out/'images', ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/'annotations.json').unlink(missing_ok=True)
-    _write_report(out, finished=False)  # from here on, and after a crash too, images/ is known to be ours
-
-def _write_report(out, **fields): (out/'ingest.json').write_text(json.dumps(fields, sort_keys=True, indent=1) + '\n')
 
 # %% ../../nbs/02_data/50_connectors.ipynb #50f33e84
 def _png(image):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.files import write_whole
 from ..core.pictures import MAX_MEGAPIXELS
 from .formats import mask_box, mask_to_rle, segmentation_to_mask, split_components
 from .images import read_image
@@ -145,10 +146,7 @@ def write_coco(
                               segmentation=[] if a.segmentation is None else a.segmentation, area=float(a.area), iscrowd=0))
     tree = dict(info={'description': 'sads_jax inspection data'}, categories=[dict(id=i, name=c) for c, i in ids.items()], images=images, annotations=marks)
     path = Path(root)/annotations
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.tmp')  # whoever finds the file finds all of it
-    part.write_text(json.dumps(tree, sort_keys=True, indent=1) + '\n')
-    part.replace(path)
+    write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
     return path
 
 def read_coco(

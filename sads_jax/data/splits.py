@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError, LeakError
+from ..core.files import write_whole
 from ..core.params import SplitSpec
 from .records import InspectionData
 
@@ -274,10 +275,8 @@ def write_split(
     fingerprint:str='', # From `fingerprint`
 ) -> None:
     "Write a split as JSON; the same split gives the same bytes"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     ids = {k: sorted(map(int, v)) for k, v in split.items()}
-    path.write_text(json.dumps({'fingerprint': fingerprint, 'splits': ids}, sort_keys=True, indent=1) + '\n')
+    write_whole(path, json.dumps({'fingerprint': fingerprint, 'splits': ids}, sort_keys=True, indent=1) + '\n')
 
 def _load(path):
     path = Path(path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.files import write_whole
 from .intervals import counted_ap, counted_auroc, part_draws, percentile_interval, replicated, score_counts
 
 # %% ../../nbs/07_evaluation/50_compare.ipynb #ed02fa07
@@ -78,7 +79,7 @@ class Comparison:
 
     def write(self, path:str|Path) -> Path:
         "As JSON"
-        Path(path).write_text(json.dumps(asdict(self), sort_keys=True, indent=1) + '\n')
+        write_whole(path, json.dumps(asdict(self), sort_keys=True, indent=1) + '\n')
         return Path(path)
 
 def compare_reports(

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
+from ..core.files import mark, refuse_foreign, whole_files
 from ..core.types import Findings, InspectionReport
 from ..data.images import Placement, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
@@ -216,22 +217,23 @@ def write_evaluation(
     evaluation:Evaluation,
     folder:Path, # Made if absent
 ) -> Path: # metrics.json
-    "Write metrics.json, plots/*.csv and predictions.jsonl (one report a line) into `folder`"
+    "Write metrics.json, plots/*.csv and predictions.jsonl (one report a line) into `folder`; `SADSError` if it is not ours"
     folder = Path(folder)
-    (folder/'plots').mkdir(parents=True, exist_ok=True)
-    for name, (columns, rows) in curve_tables(evaluation).items():
-        with open(folder/'plots'/f'{name}.csv', 'w', newline='') as f:
-            w = csv.writer(f, lineterminator='\n')
-            w.writerow(columns)
-            w.writerows([['' if v is None else v for v in _plain(row)] for row in rows])
-    with open(folder/'predictions.jsonl', 'w') as f:
-        for r in evaluation.rows:
-            line = dict(image_id=r.record.id, file_name=r.record.file_name, part_id=r.record.part_id, defective=r.record.defective, classes=list(r.record.classes),
-                report=r.report.model_dump(mode='json') | {'timings_ms': {}})
-            f.write(json.dumps(line, sort_keys=True) + '\n')
-    path = folder/'metrics.json'
-    path.write_text(json.dumps(_plain(_without_lists(evaluation.metrics)), sort_keys=True, indent=1) + '\n')
-    return path
+    refuse_foreign(folder/'plots')
+    with whole_files(mark(folder)) as new:
+        mark(new/'plots')
+        for name, (columns, rows) in curve_tables(evaluation).items():
+            with open(new/'plots'/f'{name}.csv', 'w', newline='') as f:
+                w = csv.writer(f, lineterminator='\n')
+                w.writerow(columns)
+                w.writerows([['' if v is None else v for v in _plain(row)] for row in rows])
+        with open(new/'predictions.jsonl', 'w') as f:
+            for r in evaluation.rows:
+                line = dict(image_id=r.record.id, file_name=r.record.file_name, part_id=r.record.part_id, defective=r.record.defective, classes=list(r.record.classes),
+                    report=r.report.model_dump(mode='json') | {'timings_ms': {}})
+                f.write(json.dumps(line, sort_keys=True) + '\n')
+        (new/'metrics.json').write_text(json.dumps(_plain(_without_lists(evaluation.metrics)), sort_keys=True, indent=1) + '\n')
+    return folder/'metrics.json'
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #6237dd75
 def summary(

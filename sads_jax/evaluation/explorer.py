@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import beta
 
 from ..core.errors import SADSError
+from ..core.files import mark, write_whole
 from .evaluate import Evaluation
 from .operating import operating_curve
 from .report import PAGE_STYLE, line_chart, overlay_svg
@@ -175,16 +176,16 @@ def write_explorer(
 ) -> Path: # explorer.html
     "Write explorer.html: one file, nothing fetched; the same evaluation gives the same bytes"
     e, path = evaluation, Path(folder)/'explorer.html'
-    path.parent.mkdir(parents=True, exist_ok=True)
+    mark(path.parent)
     if not _known(e):
-        path.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Where to draw the line</title><style>{PAGE_STYLE}</style></head>'
+        write_whole(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Where to draw the line</title><style>{PAGE_STYLE}</style></head>'
             '<body><main><h1>Where to draw the line</h1><p>Nobody said of any photograph whether it is defective, so there is nothing to weigh.</p></main></body></html>\n')
         return path
     numbers = explorer_numbers(e)
     row = lambda key, name: f'<tr><th>{name}</th>' + ''.join(f'<td><b id="{key}_{u}"></b><br><span class="small" id="{key}_{u}_interval"></span></td>' for u in ('part', 'image')) + '</tr>'
     groups = ''.join(f'<section id="{k}" hidden><h3>{head} <small>(<span id="{k}_n"></span>)</small></h3><div class="grid shots"></div></section>' for k, head in _GROUPS)
     data = json.dumps(numbers, separators=(',', ':')).replace('<', '\\u003c')
-    path.write_text('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    write_whole(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'">'
         f'<title>Where to draw the line</title><style>{PAGE_STYLE}{_MORE_STYLE}</style></head><body><main><h1>Where to draw the line</h1>'
         f'<p class="sub">{len(numbers["images"])} photographs of {len(numbers["parts"])} parts · model <code>{_h(str(e.context.get("model_version", "unknown")))}</code> · by the image score alone: rules and the review band come on top</p>'
@@ -196,5 +197,5 @@ def write_explorer(
         f'{row("escape", "defective, passed")}{row("overkill", "good, stopped")}</tbody></table><p class="small">Intervals are exact (Clopper-Pearson, 95 %). A part escapes if one of its defective photographs passes. '
         'The more often you move the slider on the same photographs, the less the figures say of other ones: decide on calibration parts, and read the result here.</p></div>'
         f'<figure class="card">{_curve(numbers)}</figure></div>{groups}<div hidden>{_figures(e, numbers, pictures)}</div></main>'
-        f'<script type="application/json" id="data">{data}</script><script>{_SCRIPT}</script></body></html>\n', encoding='utf-8')
+        f'<script type="application/json" id="data">{data}</script><script>{_SCRIPT}</script></body></html>\n')
     return path

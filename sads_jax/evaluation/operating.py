@@ -11,6 +11,7 @@ __all__ = ['clopper_pearson', 'rate', 'rate_text', 'operating_curve', 'PartScore
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #36e1afda
 import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from scipy.stats import beta
 from scipy.stats import t as student
 
 from ..core.errors import DataError
+from ..core.files import write_whole
 from ..core.params import ThresholdSpec
 from ..core.types import Verdict
 from .metrics import Judged, MetricFactory
@@ -258,10 +260,11 @@ def write_calibration(
     rows:Sequence[CalibrationRow],
 ) -> None:
     "One line a photograph"
-    with open(path, 'w', newline='') as f:
-        w = csv.writer(f, lineterminator='\n')
-        w.writerow(_COLUMNS)
-        w.writerows((r.image, r.part, int(r.defective), '|'.join(r.classes), f'{r.score:.4f}') for r in rows)
+    text = io.StringIO()
+    w = csv.writer(text, lineterminator='\n')
+    w.writerow(_COLUMNS)
+    w.writerows((r.image, r.part, int(r.defective), '|'.join(r.classes), f'{r.score:.4f}') for r in rows)
+    write_whole(path, text.getvalue())
 
 def read_calibration(
     path:str|Path,

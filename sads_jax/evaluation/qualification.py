@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, SADSError
+from ..core.files import write_whole
 from ..core.types import InspectionReport, Verdict
 from .operating import rate, rate_text
 from .report import PAGE_STYLE
@@ -266,9 +267,8 @@ def write_qualification(
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Station qualification</title><style>{PAGE_STYLE}{_PRINT}</style></head><body><main>'
         f'<h1>Station qualification {_mark(passed)}</h1><p class="sub">{" · ".join(f"{_h(k)} {_h(v)}" for k, v in (facts or {}).items())}</p>{"".join(map(one, checks))}'
         '<div class="sign"><div>date</div><div>name</div><div>signature</div></div></main></body></html>\n')
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix != '.pdf':
-        path.write_text(page, encoding='utf-8')
+        write_whole(path, page)
         return path
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'page.html').write_text(page, encoding='utf-8')
@@ -286,8 +286,11 @@ def print_pdf(
     if browser is None: raise SADSError('no Chromium to print a PDF with', where=pdf, remedy='Install chromium, or name a file that ends in .html')
     with tempfile.TemporaryDirectory() as profile:
         command = [browser, '--headless', *(['--no-sandbox'] if os.geteuid() == 0 else []), '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
-            f'--user-data-dir={profile}', '--no-pdf-header-footer', f'--print-to-pdf={Path(pdf).absolute()}', Path(page).absolute().as_uri()]
+            f'--user-data-dir={profile}', '--no-pdf-header-footer', f'--print-to-pdf={Path(profile)/"page.pdf"}', Path(page).absolute().as_uri()]
         try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired as e: raise SADSError(f'Chromium took more than {seconds:g} s', where=pdf, remedy='Write HTML instead') from e
-    if done.returncode or not Path(pdf).is_file(): raise SADSError('Chromium could not print it', where=pdf, remedy=(done.stderr.strip().splitlines() or ['Write HTML instead'])[-1])
-    return Path(pdf)
+        printed = Path(profile)/'page.pdf'
+        if not done.returncode and printed.is_file():
+            write_whole(pdf, printed.read_bytes())
+            return Path(pdf)
+    raise SADSError('Chromium could not print it', where=pdf, remedy=(done.stderr.strip().splitlines() or ['Write HTML instead'])[-1])

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import SADSError
+from ..core.files import mark, write_whole
 from ..core.types import Verdict
 from ..data.records import class_map
 from ..data.splits import shortcut_warnings
@@ -412,11 +413,11 @@ def write_report(
 ) -> Path: # report.html
     "Write report.html: one file, no script, nothing fetched; the same evaluation gives the same bytes. An explorer.html beside it is linked"
     e, folder = evaluation, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder)
     title = _h(str(e.context.get('title', 'Inspection report')))
     explore = '<p><a href="explorer.html">Move the threshold yourself</a>, and see which photographs change sides.</p>' if (folder/'explorer.html').exists() else ''
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
         f'<style>{PAGE_STYLE}</style></head><body><main>{_header(e)}{explore}{_cautions(e)}{_gallery(e, gallery)}{_suspects(e, min(gallery//4, 6))}{_curves(e)}{_slices(e)}{_confusion(e)}{_classes(e)}{_facts(e)}</main></body></html>\n')
     path = folder/'report.html'
-    path.write_text(page, encoding='utf-8')
+    write_whole(path, page)
     return path

@@ -21,6 +21,7 @@ from safetensors.numpy import load as _load_safetensors
 from safetensors.numpy import save as _save_safetensors
 
 from ..core.errors import BundleError
+from ..core.files import write_whole
 
 # %% ../../nbs/05_inference/20_export.ipynb #314dc809
 _export_lock = threading.Lock()
@@ -82,11 +83,7 @@ def save_weights(
     params:Mapping[str, np.ndarray], # Flat: 'a/b/kernel' -> array
 ) -> None:
     "Write a flat dictionary of arrays; equal arrays give equal bytes"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + '.part')
-    tmp.write_bytes(_save_safetensors({k: np.asarray(params[k], order='C') for k in sorted(params)}))
-    tmp.replace(path)
+    write_whole(path, _save_safetensors({k: np.asarray(params[k], order='C') for k in sorted(params)}))
 
 def load_weights(path:str|Path) -> dict[str, np.ndarray]:
     "Read what `save_weights` wrote; `BundleError` if it is missing or damaged"

@@ -18,6 +18,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from ..core.errors import BundleError
+from ..core.files import whole_folder
 from .anomaly import Anomaly
 from .backbone import pure, to_flat
 from .classifier import Classifier
@@ -35,17 +36,16 @@ def save_model(
     history:list[dict], # Rows of step, loss, score
     **facts, # Further entries of model.json: classes, crop size, ...
 ):
-    "Write a trained model"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: np.ascontiguousarray(params[k], np.float32) for k in sorted(params)}, folder/'model.safetensors')
+    "Write a trained model: its files appear together, or none does; `SADSError` if the folder is not ours"
     config = {'task': task, 'build': build, **facts}
-    (folder/'model.json').write_text(json.dumps(config, indent=1, sort_keys=True) + '\n')
     text = io.StringIO()
     rows = csv.DictWriter(text, ['step', 'loss', 'score'], lineterminator='\n', restval='')
     rows.writeheader()
     rows.writerows(history)
-    (folder/'history.csv').write_text(text.getvalue())
+    with whole_folder(folder) as new:
+        save_file({k: np.ascontiguousarray(params[k], np.float32) for k in sorted(params)}, new/'model.safetensors')
+        (new/'model.json').write_text(json.dumps(config, indent=1, sort_keys=True) + '\n')
+        (new/'history.csv').write_text(text.getvalue())
 
 def load_model(
     folder:Path,

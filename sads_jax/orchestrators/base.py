@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import sads_jax
 from ..core.errors import SADSError
+from ..core.files import mark, owned, refuse_foreign, sweep, write_whole
 from ..core.params import Params
 from ..core.settings import Settings
 
@@ -37,6 +38,11 @@ class Stage:
     needs: tuple[str, ...] = () # stages whose outputs it reads
     deps: tuple[str, ...] = () # those outputs
     outs: tuple[str, ...] = () # what it writes
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        "The folders that it fills: its outputs, and for files the folder they are in"
+        return tuple(dict.fromkeys(o if not PurePosixPath(o).suffix else PurePosixPath(o).parent.as_posix() for o in self.outs))
 
 class BaseOrchestrator(Protocol):
     "Runs stages in order"
@@ -95,8 +101,26 @@ class Stamps:
 
     def put(self, stage:Stage, key:str, workdir:str|Path) -> None:
         "Remember that `stage` has run"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._path(stage).write_text(json.dumps({'key': key, 'outs': _looks(stage, workdir)}))
+        write_whole(self._path(stage), json.dumps({'key': key, 'outs': _looks(stage, workdir)}))
+
+    def untouched(self, stage:Stage, workdir:str|Path) -> bool:
+        "Whether the outputs of `stage` are as it left them, whatever its key was"
+        try: return json.loads(self._path(stage).read_text())['outs'] == _looks(stage, workdir)
+        except (OSError, ValueError, KeyError, TypeError): return False
+
+    def claim(
+        self,
+        stage:Stage,
+        workdir:str|Path,
+        place:str, # One of the stage's `places`
+        is_ours:Callable[[Path], bool]|None=None, # Another sign than our marker
+    ) -> None:
+        "Sweep what killed runs left there, and make sure that the folder may be filled: `SADSError` if it is somebody else's. One that the stage filled before there were markers gets its own"
+        folder = Path(workdir)/place
+        sweep(folder.parent)
+        sweep(folder)
+        if not owned(folder, is_ours) and folder.is_dir() and self.untouched(stage, workdir): mark(folder, lambda f: True)
+        refuse_foreign(folder, is_ours)
 
     def drop(self, stage:Stage) -> None:
         "Forget that `stage` has run"

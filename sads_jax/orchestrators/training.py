@@ -11,7 +11,6 @@ __all__ = ['TASKS', 'STAGES', 'load_models', 'build_cascade', 'shared_backbone',
 # %% ../../nbs/11_orchestrators/20_training.ipynb #ec3264a6
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import sads_jax
 from ..core.errors import DataError, SADSError
+from ..core.files import mark, owned, refuse_foreign, remove, sweep, whole_files, whole_folder, write_whole
 from ..core.params import DataSpec, Params
 from ..core.settings import Settings
 from .base import Busy, Progress, Stage, Stamps, code_hash, code_revision, digest, folder_state, pick, settle
@@ -207,9 +207,9 @@ class CVTrainingOrchestrator:
             split = splits.split_parts(data, spec, self.params.seed, twins)
             audit = splits.audit_leaks(split, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
             audit['shortcuts'] = splits.shortcut_audit(data, looks=looks)
-            out = self._fresh('data/split')
-            splits.write_split(out/'split.json', split, splits.fingerprint(data, split))
-            _write_json(out/'audit.json', audit)
+            with whole_folder(self.path('data', 'split')) as out:
+                splits.write_split(out/'split.json', split, splits.fingerprint(data, split))
+                _write_json(out/'audit.json', audit)
             self.progress.say('split: ' + ', '.join(f'{k} {len(v)}' for k, v in split.items()) + f" photographs; {audit['twins_across_parts']} pairs of twins across parts")
 
     def train(
@@ -235,14 +235,14 @@ class CVTrainingOrchestrator:
             out = self.path('models', task)
             train_task(task, data, split, self.params, out, start_from=start, checkpoints=checkpoints.absolute(), progress=self.progress)
             with self._tracker(stage.name, pick(self.params, stage.params), fingerprint) as run: log_history(run, out/'history.csv')
-            for old in checkpoints.parent.glob(f'{task}-*'): shutil.rmtree(old)
+            for old in checkpoints.parent.glob(f'{task}-*'): remove(old, is_ours=lambda folder: True)  # all in .sads/checkpoints is
 
     def anomaly(self) -> None:
         "Learn what good training parts look like to the trained detector"
         from sads_jax.inference.adapters import photographed
         from sads_jax.training.anomaly import train_anomaly
         with self._stage('anomaly'):
-            n = train_anomaly(self.data(), self.split_ids(), self.params, self.path('models', 'detector'), self._fresh('models/anomaly'), inside=photographed, progress=self.progress)
+            n = train_anomaly(self.data(), self.split_ids(), self.params, self.path('models', 'detector'), self.path('models', 'anomaly'), inside=photographed, progress=self.progress)
             self.progress.say(f'anomaly: learnt from {n} good photographs' if n else 'anomaly: nothing learnt' +
                 (': there are no good photographs' if self.params.anomaly.kind != 'none' else '') + '; reports will have no anomaly score')
 
@@ -255,8 +255,8 @@ class CVTrainingOrchestrator:
         from sads_jax.evaluation.probability import fit_probability
         from sads_jax.inference.export import export_program
         from sads_jax.inference.onnx import export_onnx
-        from sads_jax.registry.bundle import load_pipeline, seal_bundle, set_threshold, write_bundle, write_golden
-        with self._stage('calibrate'):
+        from sads_jax.registry.bundle import is_bundle, load_pipeline, seal_bundle, set_threshold, write_bundle, write_golden
+        with self._stage('calibrate'), whole_folder(self.bundle, is_ours=is_bundle, marked=False) as bundle:  # appears when all of it is done
             data, split = self.data(), self.split_ids()
             check_decision(self.params.decision, data.categories)
             models = load_models(self.path('models'))
@@ -268,26 +268,26 @@ class CVTrainingOrchestrator:
             programs = {b: export_program(cascade, weights, b) for b in self.progress.track(buckets, 'export programs', len(buckets))}
             wanted = buckets if 'onnx' in self.params.export.artefacts else []
             graphs = {b: export_onnx(cascade, weights, b, inputs=[k for k in (IMAGE_FLOOR, BOX_FLOOR) if k in weights]) for b in self.progress.track(wanted, 'export ONNX graphs', len(wanted))}
-            write_bundle(self.bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
+            write_bundle(bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})
             records = [data.by_id[i] for i in split['calibration'] if data.by_id[i].defective is not None]
             if not records: raise DataError('no labelled photographs', where='the calibration split', remedy='Enlarge split.calibration')
             # the very classes, the very program that will serve
-            pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
+            pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
             reports, spec = self._reports(pipeline, [data.path(r) for r in records], 'calibrate'), self.params.decision
             scores, defective = [r.image_score for r in reports], [bool(r.defective) for r in records]
             threshold, chosen = choose_threshold(spec.threshold, scores, defective, [r.part_id for r in records], [worst_severity(r.classes, spec.severity_of) for r in records])
             curve = None if spec.probability == 'none' else fit_probability(spec.probability, scores, defective)
-            write_calibration(self.bundle/'calibration.csv', [CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)])
-            seal_bundle(self.bundle)
+            write_calibration(bundle/'calibration.csv', [CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)])
+            seal_bundle(bundle)
             good = [(a.anomaly_score, r.part_id, a.image_score < spec.review_from(threshold)) for a, r in zip(reports, records)
                 if not r.defective and a.anomaly_score is not None]
             limit, why = choose_limit(spec.review_overkill, *zip(*good)) if good else (None, None)
-            version = set_threshold(self.bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit, curve)
+            version = set_threshold(bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit, curve)
             if self.params.evaluate.golden:
-                pipeline = load_pipeline(self.bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
-                version = write_golden(self.bundle, pipeline, [data.path(r) for r in pick_golden(records, self.params.evaluate.golden)])
+                pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
+                version = write_golden(bundle, pipeline, [data.path(r) for r in pick_golden(records, self.params.evaluate.golden)])
             self.progress.say(f"calibrate: bundle {version}. {chosen['text']}")
 
     def evaluate(self):
@@ -366,6 +366,7 @@ class CVTrainingOrchestrator:
             if not known: raise SADSError(f'no stage {until!r}', where='until', remedy=f"They are {', '.join(names)}")
             names = names[:known[-1] + 1]
         ran = []
+        self.check(names)
         with Busy(self.workdir):
             self._held = True
             try:
@@ -392,7 +393,10 @@ class CVTrainingOrchestrator:
         verify_bundle(bundle)
         info = read_bundle(bundle)
         place = self.path('.sads', 'judged', digest(data_spec.model_dump(mode='json')))
-        if place.exists(): shutil.rmtree(place)
+        sweep(out)
+        mark(out, _is_reports)
+        refuse_foreign(Path(out)/'plots')
+        remove(place, is_ours=lambda folder: True)  # all in .sads/judged is
         data = self._ingest(data_spec, place)
         unknown = sorted(set(data.categories) - set(info.labels))
         notes = _notes(data, data_spec)
@@ -429,12 +433,15 @@ class CVTrainingOrchestrator:
 
     def _stage(self, name): return _Running(self, STAGES[name])
 
-    def _fresh(self, out):
-        "An empty folder for a stage's output"
-        path = self.path(out)
-        if path.exists(): shutil.rmtree(path)
-        path.mkdir(parents=True)
-        return path
+    def check(
+        self,
+        names:Iterable[str]=tuple(STAGES), # Of stages
+    ) -> None:
+        "Sweep what killed runs left where these stages write, and make sure that nothing there is somebody else's: `SADSError` naming the first folder"
+        from sads_jax.registry.bundle import is_bundle
+        signs = {'bundle': is_bundle, 'reports': _is_reports}  # of folders of ours without a marker
+        for name in names:
+            for place in STAGES[name].places: self.stamps.claim(STAGES[name], self.workdir, place, signs.get(place))
 
     def _ingest(self, spec, out):
         from sads_jax.data.connectors import ConnectorFactory, ingest
@@ -463,11 +470,11 @@ class CVTrainingOrchestrator:
         judge = EvaluationOrchestrator(pipeline, (*METRICS, *spec.more_metrics), batch_size=spec.batch_size, classify_boxes=classify_boxes)
         found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision['chosen']},
             progress=lambda done, total: self.progress(what, done, total, {}))
-        for old in ('metrics.json', 'report.html', 'explorer.html', 'predictions.jsonl'): (out/old).unlink(missing_ok=True)
-        shutil.rmtree(out/'plots', ignore_errors=True)
-        write_evaluation(found, out)
-        write_explorer(found, out)
-        write_report(found, out, gallery=spec.gallery)
+        mark(out, _is_reports)
+        with whole_files(out) as new:
+            write_evaluation(found, new)
+            write_explorer(found, new)
+            write_report(found, new, gallery=spec.gallery)
         self.progress.say(f'{what}: {out/"report.html"}')
         return found
 
@@ -520,6 +527,7 @@ class _Running:
 
     def __enter__(self):
         o = self.owner
+        o.check((self.stage.name,))
         if not o._held: self.busy = Busy(o.workdir).__enter__()
         self.key = o.key(self.stage.name)  # of what it starts with
         o.stamps.drop(self.stage)
@@ -550,5 +558,6 @@ def _code():
     return {'package': sads_jax.__version__, 'source': code_hash(STAGES['calibrate'].code), 'jax': jax.__version__, 'numpy': numpy.__version__}
 
 def _write_json(path, tree):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tree, sort_keys=True, indent=1) + '\n')
+    write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
+
+def _is_reports(folder): return owned(folder/'plots') # a checkout brings the plots and their marker, but not that of reports/

@@ -8,14 +8,18 @@ Docs: https://sads-jax.github.io/sads_jax/08_registry/registries.html.md"""
 __all__ = ['RegistryEntry', 'Registry', 'MLflowRegistry']
 
 # %% ../../nbs/08_registry/30_registries.ipynb #5fe0080b
+import os
+import re
 import shutil
-import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import BundleError, RegistryError
+from ..core.files import locked, sweep, whole_files
 from .bundle import attach_metrics, bundle_version, verify_bundle
 from .trackers import _experiment, _mlflow_client, flat_metrics
 
@@ -47,6 +51,8 @@ class Registry(Protocol):
 
 # %% ../../nbs/08_registry/30_registries.ipynb #cbff386b
 _TAG = 'bundle_version'
+_VERSION = re.compile('[0-9a-f]{16}') # Nothing else that a registry says becomes a path
+_PAUSES = (.1, .2, .4, .8, 1.6) # [s]
 _NONE_YET = 'Register one with `sads run` or `dvc repro`, or name a folder with --bundle'
 
 class MLflowRegistry:
@@ -58,13 +64,26 @@ class MLflowRegistry:
         model_name:str='sads',
     ):
         self.uri, self.artifacts, self.model_name, self._made = uri, Path(artifacts), model_name, None
-        self._file = Path(uri.removeprefix('sqlite:///')) if uri.startswith('sqlite:///') else None
+        self._file, self._held = Path(uri.removeprefix('sqlite:///')) if uri.startswith('sqlite:///') else None, False
 
     @property
     def _client(self):
-        "MLflow's client; importing it takes seconds, so not before it is needed"
-        if self._made is None: self._made = _mlflow_client(self.uri)
+        "MLflow's client; importing it takes seconds, so not before it is needed. The first one makes the tables, so one at a time"
+        if self._made is None:
+            with self._alone():
+                if self._empty:  # a process killed among the many steps of making the tables must leave no half of them
+                    with whole_files(self._file.absolute().parent) as new: _open(f'sqlite:///{new/self._file.name}')
+                self._made = _open(self.uri)
         return self._made
+
+    @contextmanager
+    def _alone(self):
+        "Other processes with the same database file wait; a server looks after itself"
+        if self._file is None or self._held or self._file.exists() and not os.access(self._file.parent, os.W_OK): return (yield)
+        with locked(self._file.absolute().with_name(self._file.name + '.lock')):
+            self._held = True
+            try: yield
+            finally: self._held = False
 
     @property
     def _empty(self): return self._file is not None and not self._file.exists()
@@ -72,10 +91,14 @@ class MLflowRegistry:
     def _call(self, method, *args, missing=None, **kw):
         "A call of the client; MLflow's errors become ours, 'does not exist' becomes `missing`"
         from mlflow.exceptions import MlflowException
-        try: return getattr(self._client, method)(*args, **kw)
-        except MlflowException as e:
-            if e.error_code == 'RESOURCE_DOES_NOT_EXIST': return missing
-            raise RegistryError(f'the registry said: {str(e).splitlines()[0]}', where=self.uri, remedy='Check registry_uri in settings.ini') from e
+        for pause in (*_PAUSES, None):
+            try: return getattr(self._client, method)(*args, **kw)
+            except MlflowException as e:
+                if e.error_code == 'RESOURCE_DOES_NOT_EXIST': return missing
+                if pause is not None and 'database is locked' in str(e):  # by a program that knows nothing of our lock
+                    time.sleep(pause)
+                    continue
+                raise RegistryError(f'the registry said: {str(e).splitlines()[0]}', where=self.uri, remedy='Check registry_uri in settings.ini') from e
 
     # -- writing
 
@@ -88,15 +111,16 @@ class MLflowRegistry:
     ) -> RegistryEntry:
         "Take in a bundle; registering the same one again adds no version, but moves the alias. `BundleError`, `RegistryError`"
         version = verify_bundle(bundle)
-        known = {} if self._empty else {e.bundle_version: e for e in self.list()}
-        if version not in known or not (self.artifacts/version).is_dir(): self._store(Path(bundle), version, metrics)
-        if version not in known:
-            tags = {k: str(v) for k, v in (tags or {}).items()} | {_TAG: version}
-            if self._call('get_registered_model', self.model_name) is None: self._call('create_registered_model', self.model_name)
-            run = self._record(version, tags, metrics)
-            self._call('create_model_version', self.model_name, source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}', run_id=run, tags=tags)
-        elif (self.artifacts/version).is_dir(): verify_bundle(self.artifacts/version)
-        return self.set_alias(alias, version) if alias else self.entry(version)
+        with self._alone():
+            known = {} if self._empty else {e.bundle_version: e for e in self.list()}
+            if not (self.artifacts/version).is_dir(): self._store(Path(bundle), version, metrics)
+            elif verify_bundle(self.artifacts/version) != version: raise BundleError(f'holds another bundle than {version}', where=self.artifacts/version, remedy='Move it away, then register again')
+            if version not in known:
+                tags = {k: str(v) for k, v in (tags or {}).items()} | {_TAG: version}
+                if self._call('get_registered_model', self.model_name) is None: self._call('create_registered_model', self.model_name)
+                run = self._record(version, tags, metrics)
+                self._call('create_model_version', self.model_name, source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}', run_id=run, tags=tags)
+            return self.set_alias(alias, version) if alias else self.entry(version)
 
     def set_alias(
         self,
@@ -104,19 +128,17 @@ class MLflowRegistry:
         ref:str|int, # Alias, version number or bundle version
     ) -> RegistryEntry:
         "Point `alias` at a version; `RegistryError` if there is no such version"
-        self._call('set_registered_model_alias', self.model_name, alias, str(self.entry(ref).version))
-        return self.entry(ref)
+        with self._alone():
+            self._call('set_registered_model_alias', self.model_name, alias, str(self.entry(ref).version))
+            return self.entry(ref)
 
     def _store(self, bundle, version, metrics):
         "Copy, attach, check, and only then appear under the final name"
-        self.artifacts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.artifacts, prefix='.incoming-') as d:
-            part = Path(d)/version
-            shutil.copytree(bundle, part)
-            if metrics: attach_metrics(part, metrics)
-            if verify_bundle(part) != version: raise BundleError('changed while it was copied', where=bundle, remedy='Register again')
-            if (self.artifacts/version).exists(): shutil.rmtree(self.artifacts/version)
-            part.rename(self.artifacts/version)
+        sweep(self.artifacts)
+        with whole_files(self.artifacts) as new:
+            shutil.copytree(bundle, new/version)
+            if metrics: attach_metrics(new/version, metrics)
+            if verify_bundle(new/version) != version: raise BundleError('changed while it was copied', where=bundle, remedy='Register again')
 
     def _record(self, version, tags, metrics):
         "The MLflow run beside a version"
@@ -160,7 +182,7 @@ class MLflowRegistry:
         if not all_: raise RegistryError(f'no {ref}: the registry holds no version of {self.model_name!r}', where=self.uri, remedy=_NONE_YET)
         hits = [e for e in all_ if ref in e.aliases] or [e for e in all_ if ref == str(e.version)]
         hits = hits or [e for e in all_ if len(ref) >= 4 and e.bundle_version.startswith(ref)]
-        if len(hits) == 1: return hits[0]
+        if len({e.bundle_version for e in hits}) == 1: return hits[0]  # a server may have taken one bundle twice: the oldest
         have = ', '.join(f"{e.version} ({', '.join((e.bundle_version[:8], *e.aliases))})" for e in all_[-8:])
         what = f'{ref!r} could be any of {len(hits)} versions' if hits else f'no {ref}: no version or alias of {self.model_name!r} is called so'
         raise RegistryError(what, where=self.uri, remedy=f'It has {have}. Point an alias at one with `sads models promote`' if not hits else 'Give more digits')
@@ -171,6 +193,8 @@ class MLflowRegistry:
     ) -> Path: # Not verified: `load_pipeline` does that
         "Folder of a version's bundle, downloaded if need be; `RegistryError`"
         e = self.entry(ref)
+        if not _VERSION.fullmatch(e.bundle_version):
+            raise RegistryError(f'version {e.version} is said to be bundle {e.bundle_version!r}, which is no bundle version', where=self.uri, remedy='Somebody changed its tags: register the bundle again')
         folder = self.artifacts/e.bundle_version
         if not folder.is_dir() and self._file is None: self._fetch(e, folder)
         if not folder.is_dir():
@@ -180,12 +204,13 @@ class MLflowRegistry:
         return folder
 
     def _fetch(self, e, folder):
-        self.artifacts.mkdir(parents=True, exist_ok=True)
         run = self._call('get_model_version', self.model_name, str(e.version)).run_id
-        with tempfile.TemporaryDirectory(dir=self.artifacts, prefix='.incoming-') as d:
-            got = Path(self._call('download_artifacts', run, 'bundle', d))
-            verify_bundle(got)
-            got.rename(folder)
+        sweep(self.artifacts)
+        with whole_files(self.artifacts) as new:
+            got = Path(self._call('download_artifacts', run, 'bundle', str(new)))
+            found = verify_bundle(got)
+            if found != e.bundle_version: raise RegistryError(f'sent bundle {found}, but version {e.version} is {e.bundle_version}', where=self.uri, remedy='Somebody replaced it: register the bundle again')
+            got.rename(new/folder.name)
 
     def verify(
         self,
@@ -194,6 +219,12 @@ class MLflowRegistry:
         "Hash every file of the stored bundle; `BundleError` naming the file, `RegistryError`"
         verify_bundle(self.get(ref))
         return self.entry(ref)
+
+def _open(uri):
+    "A client whose tables are there"
+    client = _mlflow_client(uri)
+    client.search_registered_models(max_results=1)
+    return client
 
 def _finite(v): return v == v and abs(v) != float('inf')
 

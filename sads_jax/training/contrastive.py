@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from ..core.files import mark, write_whole
 from ..data.augment import Augmentation, augment
 from ..data.dataset import CVDataset
 from ..ops.crops import crop_and_resize
@@ -154,6 +155,6 @@ def pretrain(
                     checkpoints=checkpoints and Path(checkpoints)/'pretraining', on_step=on_step)
     learnt = {k: learnt[k] for k in weights}
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: np.asarray(v) for k, v in learnt.items()}, kept)
+        mark(kept.parent)
+        write_whole(kept, save({k: np.asarray(v) for k, v in learnt.items()}))
     return learnt

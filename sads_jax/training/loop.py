@@ -8,8 +8,9 @@ Docs: https://sads-jax.github.io/sads_jax/04_training/loop.html.md"""
 __all__ = ['optimiser', 'fit']
 
 # %% ../../nbs/04_training/20_loop.ipynb #ce94ddd5
+import hashlib
+import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ import optax
 import orbax.checkpoint as ocp
 
 from ..core.errors import SADSError
+from ..core.files import mark, owned, remove
+
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/04_training/20_loop.ipynb #daa76708
 def optimiser(
@@ -40,11 +44,11 @@ def fit(
     seed:int,
     evaluate:Callable|None=None, # params -> score on the validation split, higher is better
     rates:dict|None=None, # Factors of the learning rate, for weights that learn slower or faster than the rest
-    checkpoints:Path|None=None, # Folder for resuming; removed when done
+    checkpoints:Path|None=None, # Folder of its own for resuming; removed when done
     keep:bool=False, # Is the folder left there, so that the same call gives its result at once?
     on_step:Callable=lambda step, row: None, # Told of every step: {'loss', 'images_per_s', 'left_s', 'score'?}
 ) -> tuple[dict, list[dict]]: # Averaged (or best) weights; one history row a look
-    "Train, resume if killed; `SADSError` when the loss stops being a number"
+    "Train, resume if killed; `SADSError` when the loss stops being a number, or the folder for checkpoints is not ours"
     opt = optimiser(spec.learning_rate, spec.weight_decay, spec.warmup, spec.steps, spec.clip)
     # Strong types and copies from the start: a weak type would compile the step twice.
     params = {k: jnp.array(v, jnp.float32) for k, v in params.items()}
@@ -61,9 +65,8 @@ def fit(
         return params, jax.tree.map(lambda a, b: decay*a + (1 - decay)*b, ema, params), opt_state, loss
 
     if checkpoints is not None:
-        checkpoints = Path(checkpoints)
-        saved = _latest(checkpoints)
-        if saved is not None: state, history = _restore(saved, state)
+        checkpoints = mark(checkpoints)
+        state, history = _resume(checkpoints, state)
     params, ema, opt_state = state['params'], state['ema'], state['opt']
     best, best_score, since = state['best'], float(state['count']['best_score']), int(state['count']['since_best'])
     start, began, losses, seen = int(state['count']['step']), time.perf_counter(), [], 0
@@ -95,24 +98,38 @@ def fit(
             passed = time.perf_counter() - began
             row |= {'images_per_s': seen/passed, 'left_s': passed/(step + 1 - start)*(spec.steps - step - 1)}
             on_step(step + 1, row)
-    if checkpoints is not None and not keep: shutil.rmtree(checkpoints, ignore_errors=True)
+    if checkpoints is not None and not keep: remove(checkpoints)
     return (best if spec.patience and evaluate is not None else ema), history
 
 # %% ../../nbs/04_training/20_loop.ipynb #abc10608
-def _latest(folder):
-    done = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True) if folder.exists() else []
-    return folder/str(done[0]) if done else None
+def _saved(folder):
+    "Its checkpoints, newest first"
+    return sorted((p for p in folder.glob('*') if p.name.isdigit()), key=lambda p: -int(p.name))
+
+def _sum(state, rows):
+    "SHA-256 of all numbers of a checkpoint"
+    h = hashlib.sha256()
+    for x in (*state, *(rows[k] for k in sorted(rows))): h.update(np.ascontiguousarray(x).tobytes())
+    return np.frombuffer(h.digest(), np.uint8)
 
 def _save(folder, step, state, history):
-    folder.mkdir(parents=True, exist_ok=True)
+    state = [np.asarray(x) for x in jax.tree.leaves(state)]
     rows = {k: np.array([r.get(k, np.nan) for r in history]) for k in ('step', 'loss', 'score')}
     with ocp.PyTreeCheckpointer() as saver:
-        saver.save((folder/str(step)).absolute(), {'state': jax.tree.leaves(state), 'history': rows}, force=True)
-    for old in folder.glob('*'):
-        if old.name.isdigit() and int(old.name) < step: shutil.rmtree(old)
+        saver.save((folder/str(step)).absolute(), {'state': state, 'history': rows, 'sha256': _sum(state, rows)}, force=True)
+    for old in _saved(folder)[2:]: remove(old, is_ours=lambda f: owned(f.parent))
+
+def _resume(folder, like):
+    "State and history of the newest checkpoint that can be read, else `like` and none"
+    for saved in _saved(folder):
+        try: return _restore(saved, like)
+        except Exception as e:  # whatever Orbax and TensorStore trip over
+            _log.warning('the checkpoint %s is damaged and passed over: %s', saved, (str(e).splitlines() or [type(e).__name__])[0][:200])
+    return like, []
 
 def _restore(folder, like):
     with ocp.PyTreeCheckpointer() as saver: saved = saver.restore(folder.absolute(), restore_args=None)
+    if not np.array_equal(saved['sha256'], _sum(saved['state'], saved['history'])): raise SADSError('its numbers are not those that were saved')
     leaves, tree = jax.tree.flatten(like)
     state = jax.tree.unflatten(tree, [jnp.asarray(np.asarray(s), np.asarray(l).dtype) for s, l in zip(saved['state'], leaves, strict=True)])
     rows = saved['history']

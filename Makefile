@@ -30,7 +30,7 @@ repro: $(STAMP)
 
 test: $(STAMP)
 	@python tools/test_notebooks.py
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP)
 	@sads serve $(ARGS)

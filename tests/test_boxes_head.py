@@ -116,7 +116,6 @@ def learnt_by_heart(loss, seed=0, steps=250):
     return got, np.asarray(dense), np.asarray(target[0])
 
 
-@pytest.mark.numeric
 def test_four_photographs_learnt_by_heart():
     "True boxes score .97 and more, everything else below .3, in each of ten seeds: rounding cannot carry one across .5"
     got, dense, share = learnt_by_heart(make_task("detector", NETWORK, ("pit",)).loss)

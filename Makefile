@@ -30,7 +30,7 @@ repro: $(STAMP)
 
 test: $(STAMP)
 	@python tools/test_notebooks.py
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 serve: $(STAMP)
 	@sads serve $(ARGS)
@@ -53,7 +53,7 @@ prepare: $(STAMP)
 	@python tools/site_build.py --readme
 
 constraints: $(STAMP)
-	@uv pip compile -q --universal --no-header --no-annotate --all-extras -p 3.11 pyproject.toml -o constraints.txt
+	@uv pip compile -q --universal --no-header --no-annotate --all-extras --generate-hashes -p 3.11 pyproject.toml -o constraints.txt
 
 hooks:
 	@git config --local include.path ../.gitconfig

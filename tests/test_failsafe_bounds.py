@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sads_jax.core.errors import DataError, ImageError, ParamsError
+from sads_jax.core.errors import DataError, ImageError, ParamsError, SADSError
 from sads_jax.core.params import MaskZone, TileSpec, load_params, parse_params
 from sads_jax.core.pictures import FORMATS, open_picture, picture_bytes
 from sads_jax.core.settings import Settings
 from sads_jax.core.yaml_text import read_yaml
 from sads_jax.data.formats import read_mask
 from sads_jax.data.images import image_size, read_image, tile_windows
+from sads_jax.models.pretrained import read_legacy_pth
 
 ROOT = Path(__file__).parents[1]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n(hello) show\nshowpage\n%%EOF\n"
@@ -199,3 +200,121 @@ def test_a_key_twice_is_an_error_with_both_lines(tmp_path):
 def test_a_reference_is_a_copy():
     tree = read_yaml("a: &s {x: 1}\nb: *s\nc: {<<: *s, y: 2}", "here")
     assert tree == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}} and tree["a"] is not tree["b"]
+
+
+# -- Weights
+
+def legacy_pth(path, tensors, storages):
+    "A file as torch < 1.6 wrote it: names to (storage key, offset, size, stride), and what the storages hold"
+    import collections
+    import pickle
+
+    class Storage:
+        def __init__(self, key): self.key = key
+
+    class Tensor:
+        def __init__(self, key, *layout): self.args = Storage(key), *layout
+
+        def __reduce__(self): return _rebuild_tensor_v2, (*self.args, False, collections.OrderedDict())
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, obj): return ("storage", FloatStorage, obj.key, "cpu", 0, None) if isinstance(obj, Storage) else None
+
+        def save_global(self, obj, name=None):
+            module = {"_rebuild_tensor_v2": "torch._utils", "FloatStorage": "torch"}.get(obj.__name__, obj.__module__)
+            self.write(b"c" + f"{module}\n{obj.__name__}\n".encode())
+
+        dispatch = pickle._Pickler.dispatch | {type: save_global, type(lambda: 0): save_global}
+
+    class FloatStorage: pass
+    def _rebuild_tensor_v2(): pass
+    with open(path, "wb") as f:
+        for what in 0x1950A86A20F9469CFC6C, 1001, {}:
+            pickle.dump(what, f, 2)
+        Pickler(f, 2).dump({name: Tensor(*t) for name, t in tensors.items()})
+        pickle.dump(sorted(storages), f, 2)
+        for key in sorted(storages):
+            f.write(np.int64(len(storages[key])).tobytes() + np.asarray(storages[key], np.float32).tobytes())
+    return path
+
+
+def test_a_tensor_is_the_view_that_its_strides_say(tmp_path):
+    path = legacy_pth(tmp_path / "a.pth", {"w": ("0", 1, (2, 3), (3, 1)), "t": ("0", 0, (3, 2), (1, 3)), "none": ("0", 7, (0, 2), (2, 1))}, {"0": np.arange(7)})
+    got = read_legacy_pth(path)
+    assert got["w"].tolist() == [[1, 2, 3], [4, 5, 6]] and got["t"].tolist() == [[0, 3], [1, 4], [2, 5]] and got["none"].shape == (0, 2)
+
+
+@pytest.mark.parametrize("tensor, what", [
+    (("0", 0, (8,), (1,)), "reaches beyond its 7 numbers"), (("0", 5, (3,), (1,)), "reaches beyond"), (("0", 0, (2,), (-1,)), "stride"),
+    (("0", -3, (2,), (1,)), "offset -3"), (("0", 0, (10**5, 10**5), (0, 0)), "reaches beyond"), (("0", 0, (2**40,), (1,)), "size"),
+    (("0", 0, (2, 2), (1,)), "stride"), (("0", 0, (1.5,), (1,)), "size"), (("0", 0, (1,) * 40, (1,) * 40), "size"), (("1", 0, (1,), (1,)), "1")])
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, tensor, what):
+    with pytest.raises(SADSError, match=what):
+        read_legacy_pth(legacy_pth(tmp_path / "a.pth", {"w": tensor}, {"0": np.arange(7)}))
+
+
+def test_damaged_weights_are_refused_and_never_crash(tmp_path):
+    path = legacy_pth(tmp_path / "a.pth", {"w": ("0", 1, (2, 3), (3, 1))}, {"0": np.arange(7)})
+    whole, rng, bad = path.read_bytes(), np.random.default_rng(0), tmp_path / "b.pth"
+    for _ in range(1000):
+        data = bytearray(whole[:rng.integers(1, len(whole) + 1)])
+        for at in rng.integers(0, len(data), rng.integers(0, 4)):
+            data[at] = rng.integers(256)
+        bad.write_bytes(bytes(data))
+        try: found = read_legacy_pth(bad)
+        except SADSError: continue
+        assert sum(t.size for t in found.values()) <= 7
+    bad.write_bytes(b"\x80\x02r\xff\xff\xff\x7fK\x01.")  # a memo of 2**31 entries
+    with pytest.raises(SADSError, match="an index of"):
+        read_legacy_pth(bad)
+
+
+# -- Pages
+
+def policy_of(page):
+    import re
+    return re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[1]
+
+
+def test_pages_run_nothing_and_fetch_nothing(tmp_path):
+    from sads_jax.evaluation import explorer, qualification, report
+    assert policy_of(report.PAGE_POLICY).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'") and "script" not in report.PAGE_POLICY
+    for module in report, explorer, qualification:  # every page that a module writes names a policy
+        text = Path(module.__file__).read_text()
+        assert text.count("<!doctype html>") == text.count("<meta charset=\"utf-8\">{PAGE_POLICY}") + text.count('<meta http-equiv="Content-Security-Policy" content="default-src \\\'none\\\'; img-src data:; style-src \\\'unsafe-inline\\\'; script-src')
+    pages = [p.name for p in (ROOT / "sads_jax").rglob("*.py") if "<!doctype html>" in p.read_text()]
+    assert sorted(pages) == ["docs.py", "explorer.py", "qualification.py", "report.py"]
+
+
+def test_the_served_description_names_no_other_host():
+    import re
+
+    import httpx
+    from test_serving import start, stop
+    p, url = start("load")
+    try:
+        page = httpx.get(f"{url}/docs")
+        assert page.status_code == 200 and "POST /predict" in page.text and "InspectionReport" in page.text
+        assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'unsafe-inline'")
+        assert not re.findall(r"https?:|//\w|src=|@import|url\(", page.text.replace("http&#58;//HOST:PORT", ""))
+        for link in re.findall(r'href="([^#"]+)"', page.text):
+            assert httpx.get(f"{url}/{link}").status_code == 200
+        assert [httpx.get(f"{url}{path}").status_code for path in ("/redoc", "/docs/oauth2-redirect")] == [404, 404]
+    finally:
+        code, left, out = stop(p)
+    assert (code, left) == (0, []), out
+
+
+# -- Tracking and pins
+
+def test_photographs_leave_only_when_asked():
+    assert Settings().track_photographs is False
+    source = (ROOT / "sads_jax/orchestrators/training.py").read_text()
+    assert source.count("run.artifact(") == 1 and "if self.settings.track_photographs: run.artifact(" in source
+
+
+def test_every_pin_has_hashes():
+    text = (ROOT / "constraints.txt").read_text()
+    pins = [block for block in text.replace("\\\n", " ").splitlines() if block.strip()]
+    assert len(pins) > 150 and all("==" in pin and "--hash=sha256:" in pin for pin in pins)
+    assert "torch==" not in text and "sys_platform" in text

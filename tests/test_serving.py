@@ -47,7 +47,7 @@ def free_port():
 def start(*args, port=None, wait=True):
     "A server process in its own process group, healthy if `wait`"
     port = port or free_port()
-    env = os.environ | {'PYTHONPATH': str(HERE)}
+    env = os.environ | {'PYTHONPATH': f'{HERE}{os.pathsep}{HERE.parent}'}
     p = subprocess.Popen([sys.executable, str(HERE/'serve_fake.py'), str(port), *map(str, args)], env=env, cwd=HERE.parent,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     url = f'http://127.0.0.1:{port}'

@@ -31,8 +31,12 @@ echo "Installing into .venv ($($v/python --version)) ..."
 # uv takes seconds where pip takes minutes. It does not read pip's configuration, so a mirror set there is handed on.
 mirror=${PIP_INDEX_URL:-$($v/python -m pip config list 2>/dev/null | sed -n "s/^global\.index.url='\(.*\)'$/\1/p")}
 [ -z "$mirror" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$mirror}"
-if $v/python -m pip install -q --disable-pip-version-check -c constraints.txt uv &&
+# constraints.txt holds a hash of every file that may be installed. pip knows no hash of a folder, so it takes two steps.
+pip() { $v/python -m pip install -q --disable-pip-version-check "$@"; }
+sed -n '/^uv==/,/[^\\]$/p' constraints.txt > .venv/uv.txt
+if pip --require-hashes -r .venv/uv.txt &&
    $v/uv pip install -q --compile-bytecode --python $v/python -c constraints.txt -e '.[dev]'; then :; else
     echo 'uv could not install; pip takes over (minutes)' >&2
-    $v/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+    pip --require-hashes -r constraints.txt
+    pip --no-deps -e .
 fi

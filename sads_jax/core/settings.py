@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     station_id: str|None = None # written into every report
     tracking: Literal['offline', 'online', 'disabled'] = 'offline' # Weights & Biases mode
     wandb_project: str = 'sads_jax'
+    track_photographs: bool = False # does a tracked run keep report.html? It shows photographs, and goes where the run goes
     registry_uri: str = 'sqlite:///.sads/registry.db' # or the URL of an MLflow server
     registry_artifacts: Path = Path('.sads/registry') # where an embedded registry keeps bundles
     model_name: str = 'sads' # name of the registered model

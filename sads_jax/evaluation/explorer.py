@@ -20,7 +20,7 @@ from ..core.errors import SADSError
 from ..core.files import mark, write_whole
 from .evaluate import Evaluation
 from .operating import operating_curve
-from .report import PAGE_STYLE, line_chart, overlay_svg
+from .report import PAGE_POLICY, PAGE_STYLE, line_chart, overlay_svg
 
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #3c068617
 def all_intervals(
@@ -178,7 +178,7 @@ def write_explorer(
     e, path = evaluation, Path(folder)/'explorer.html'
     mark(path.parent)
     if not _known(e):
-        write_whole(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Where to draw the line</title><style>{PAGE_STYLE}</style></head>'
+        write_whole(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_POLICY}<title>Where to draw the line</title><style>{PAGE_STYLE}</style></head>'
             '<body><main><h1>Where to draw the line</h1><p>Nobody said of any photograph whether it is defective, so there is nothing to weigh.</p></main></body></html>\n')
         return path
     numbers = explorer_numbers(e)
@@ -186,7 +186,7 @@ def write_explorer(
     groups = ''.join(f'<section id="{k}" hidden><h3>{head} <small>(<span id="{k}_n"></span>)</small></h3><div class="grid shots"></div></section>' for k, head in _GROUPS)
     data = json.dumps(numbers, separators=(',', ':')).replace('<', '\\u003c')
     write_whole(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'; base-uri \'none\'; form-action \'none\'">'
         f'<title>Where to draw the line</title><style>{PAGE_STYLE}{_MORE_STYLE}</style></head><body><main><h1>Where to draw the line</h1>'
         f'<p class="sub">{len(numbers["images"])} photographs of {len(numbers["parts"])} parts · model <code>{_h(str(e.context.get("model_version", "unknown")))}</code> · by the image score alone: rules and the review band come on top</p>'
         '<div class="bar"><label class="row" for="slider"><span>Threshold <output id="threshold"></output></span><span id="changed" class="small" aria-live="polite"></span></label>'

@@ -30,7 +30,7 @@ from ..core.errors import DataError, SADSError
 from ..core.files import write_whole
 from ..core.types import InspectionReport, Verdict
 from .operating import rate, rate_text
-from .report import PAGE_STYLE
+from .report import PAGE_POLICY, PAGE_STYLE
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #841489d3
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def write_qualification(
         head = ''.join(f'<th>{_h(x)}</th>' for x in c.columns)
         body = ''.join('<tr>' + ''.join(f'<td>{_h(x)}</td>' for x in r) + '</tr>' for r in c.rows)
         return f'<h2>{_h(c.name)} {_mark(c.passed)}</h2><p>{_h(c.text)}</p>' + (f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' if c.rows else '')
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Station qualification</title><style>{PAGE_STYLE}{_PRINT}</style></head><body><main>'
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_POLICY}<title>Station qualification</title><style>{PAGE_STYLE}{_PRINT}</style></head><body><main>'
         f'<h1>Station qualification {_mark(passed)}</h1><p class="sub">{" · ".join(f"{_h(k)} {_h(v)}" for k, v in (facts or {}).items())}</p>{"".join(map(one, checks))}'
         '<div class="sign"><div>date</div><div>name</div><div>signature</div></div></main></body></html>\n')
     if path.suffix != '.pdf':

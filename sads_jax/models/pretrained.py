@@ -9,7 +9,9 @@ __all__ = ['LITE0_BLOCKS', 'read_legacy_pth', 'lite0_weights']
 
 # %% ../../nbs/03_models/10_pretrained.ipynb #b847dd38
 import collections
+import math
 import pickle
+import pickletools
 from importlib import metadata
 from pathlib import Path
 
@@ -20,8 +22,12 @@ from ..core.errors import SADSError
 # %% ../../nbs/03_models/10_pretrained.ipynb #2043cc63
 _dtypes = {'FloatStorage': np.float32, 'LongStorage': np.int64, 'DoubleStorage': np.float64, 'HalfStorage': np.float16}
 _magic = 0x1950a86a20f9469cfc6c
+_LARGEST = 2**28 # bytes of a file
+_MOST_TENSORS = 4096
+_DAMAGED = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError)
 
 class _Unpickler(pickle.Unpickler):
+    "Knows tensors and the dictionary that holds them, and nothing else"
     def find_class(self, module, name):
         if (module, name) == ('collections', 'OrderedDict'): return collections.OrderedDict
         if (module, name) == ('torch._utils', '_rebuild_tensor_v2'): return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
@@ -30,26 +36,52 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid): return pid[2], np.dtype(_dtypes[pid[1]])  # storage key, dtype
 
+def _unpickled(f):
+    "The next pickle of a file; one that asks for a table larger than the file is refused before it is loaded"
+    start = f.tell()
+    for op, arg, _ in pickletools.genops(f):
+        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and arg > _LARGEST//64: raise pickle.UnpicklingError(f'an index of {arg:,}')
+    f.seek(start)
+    return _Unpickler(f).load()
+
 def read_legacy_pth(
     path:str|Path, # A `.pth` written by torch < 1.6
 ) -> dict[str, np.ndarray]: # Tensors by name
     "Tensors of a legacy torch file, without torch; `SADSError` if it is not one or holds anything but tensors"
+    size = Path(path).stat().st_size
+    if size > _LARGEST: raise SADSError(f'{size:,} bytes, over the limit of {_LARGEST:,}', where=path)
     try:
         with open(path, 'rb') as f:
-            if _Unpickler(f).load() != _magic: raise pickle.UnpicklingError('wrong magic number')
-            _Unpickler(f).load(), _Unpickler(f).load()  # protocol version, system info
-            tensors, keys = _Unpickler(f).load(), _Unpickler(f).load()
-            dtype = {storage[0]: storage[1] for storage, *_ in tensors.values()}
-            storages = {}
-            for key in keys:
-                n = int(np.frombuffer(f.read(8), np.int64)[0])
-                storages[key] = np.frombuffer(f.read(n*dtype[key].itemsize), dtype[key])
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError) as e:
+            if _unpickled(f) != _magic: raise pickle.UnpicklingError('wrong magic number')
+            _unpickled(f), _unpickled(f)  # protocol version, system info
+            tensors, keys = _unpickled(f), _unpickled(f)
+            if len(tensors) > _MOST_TENSORS: raise pickle.UnpicklingError(f'{len(tensors):,} tensors')
+            storages = _storages(f, {storage[0]: storage[1] for storage, *_ in tensors.values()}, keys)
+        return {name: _tensor(storages[storage[0]], *layout) for name, (storage, *layout) in tensors.items()}
+    except _DAMAGED as e:
         raise SADSError(f'not a legacy torch file of plain tensors: {e}', where=path) from e
-    def view(storage, offset, size, stride):
-        flat = storages[storage[0]][offset:]
-        return np.lib.stride_tricks.as_strided(flat, size, [s*flat.itemsize for s in stride]).copy()
-    return {name: view(*t) for name, t in tensors.items()}
+
+# %% ../../nbs/03_models/10_pretrained.ipynb #de840c87
+def _storages(f, dtype, keys):
+    "Numbers that follow the pickles, by key"
+    found = {}
+    for key in keys:
+        n = int.from_bytes(f.read(8), 'little', signed=True)
+        if not 0 <= n*dtype[key].itemsize <= _LARGEST: raise ValueError(f'a storage of {n:,} numbers')
+        found[key] = np.frombuffer(f.read(n*dtype[key].itemsize), dtype[key])
+        if len(found[key]) != n: raise EOFError(f'a storage of {n:,} numbers holds {len(found[key]):,}')
+    return found
+
+def _tensor(storage, offset, size, stride):
+    "A copy of the part of `storage` that a tensor is; `ValueError` if it lies outside"
+    whole = [offset, *size, *stride]
+    if len(size) != len(stride) or len(size) > 8 or not all(type(v) is int and 0 <= v <= _LARGEST for v in whole):
+        raise ValueError(f'a tensor of size {list(size)[:9]}, stride {list(stride)[:9]}, offset {offset}')
+    last = offset + sum((n - 1)*s for n, s in zip(size, stride))
+    if math.prod(size) and (last >= len(storage) or math.prod(size) > len(storage)):
+        raise ValueError(f'a tensor of size {list(size)}, stride {list(stride)} reaches beyond its {len(storage):,} numbers')
+    flat = storage[min(offset, len(storage)):]
+    return np.lib.stride_tricks.as_strided(flat, size, [s*flat.itemsize for s in stride]).copy()
 
 # %% ../../nbs/03_models/10_pretrained.ipynb #a963b64e
 LITE0_BLOCKS = ( # expansion, kernel, stride, output channels (Tan & Le 2019, Table 1, without squeeze-excite)

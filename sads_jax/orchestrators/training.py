@@ -304,7 +304,7 @@ class CVTrainingOrchestrator:
                     'split': f"test split of {self.params.data.kind}, seed {self.params.seed + self.params.split.seed_offset}"})
             with self._tracker('evaluate', pick(self.params, STAGES['calibrate'].params), fingerprint) as run:
                 run.summary(found.metrics)
-                run.artifact(self.path('reports', 'report.html'))
+                if self.settings.track_photographs: run.artifact(self.path('reports', 'report.html'))
         return found
 
     def parity(self) -> list:

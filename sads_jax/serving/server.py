@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from ..core.errors import SADSError, ServingError
 from ..core.settings import Settings
 from ..core.types import InspectionReport
+from .docs import own_docs
 from .service import ErrorJSON, PhotographJSON, SADSInferenceService, end_with_parent, error_response, load_bundle
 
 # %% ../../nbs/09_serving/20_server.ipynb #89e0cc88
@@ -120,6 +121,7 @@ def make_server(
                         model_metadata={'model_version': version})  # 'cpu' keeps LitServe from looking for GPUs; JAX finds its own
     _answer_errors(server.app)
     _document(server.app, version)
+    own_docs(server.app)
     return server
 
 def build_server(

@@ -249,6 +249,8 @@ class CVTrainingOrchestrator:
     def calibrate(self) -> None:
         "Join the models into one program, write the bundle, and let it find its threshold on the calibration split"
         from sads_jax.data.splits import read_fingerprint
+        from sads_jax.data.images import read_image
+        from sads_jax.domains.surface.gate import fit_gate
         from sads_jax.domains.surface.rules import check_decision, rules_version
         from sads_jax.evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
         from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
@@ -268,7 +270,7 @@ class CVTrainingOrchestrator:
             programs = {b: export_program(cascade, weights, b) for b in self.progress.track(buckets, 'export programs', len(buckets))}
             wanted = buckets if 'onnx' in self.params.export.artefacts else []
             graphs = {b: export_onnx(cascade, weights, b, inputs=[k for k in (IMAGE_FLOOR, BOX_FLOOR) if k in weights]) for b in self.progress.track(wanted, 'export ONNX graphs', len(wanted))}
-            write_bundle(bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1., rules_version=rules_version(self.params.decision),
+            write_bundle(bundle, weights=weights, programs=programs, graphs=graphs, labels=data.categories, threshold=.5, anomaly_limit=1. if cascade.anomaly else None, rules_version=rules_version(self.params.decision),
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})
             records = [data.by_id[i] for i in split['calibration'] if data.by_id[i].defective is not None]
@@ -284,7 +286,10 @@ class CVTrainingOrchestrator:
             good = [(a.anomaly_score, r.part_id, a.image_score < spec.review_from(threshold)) for a, r in zip(reports, records)
                 if not r.defective and a.anomaly_score is not None]
             limit, why = choose_limit(spec.review_overkill, *zip(*good)) if good else (None, None)
-            version = set_threshold(bundle, threshold, chosen | ({'anomaly': why} if why else {}), limit, curve)
+            known = [data.by_id[i] for s in ('train', 'val', 'calibration') for i in split[s] if data.by_id[i].defective is False]
+            known = known[::max(1, len(known)//400)]
+            gate, usual = fit_gate((read_image(data.path(r)) for r in known), [r.part_id for r in known], lambda far, parts: choose_limit(spec.gate_overkill, far, parts, [True]*len(far), 'of the photograph'))
+            version = set_threshold(bundle, threshold, chosen | ({'anomaly': why} if why else {}) | ({'gate': usual} if usual else {}), limit, curve, gate=gate)
             if self.params.evaluate.golden:
                 pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
                 version = write_golden(bundle, pipeline, [data.path(r) for r in pick_golden(records, self.params.evaluate.golden)])

@@ -31,6 +31,7 @@ def bundle(monkeypatch, tmp_path):
     "Whatever is loaded is a fake pipeline"
     import sads_jax.registry.bundle
     monkeypatch.setattr(sads_jax.registry.bundle, 'load_pipeline', lambda folder, **kw: FakePipeline())
+    monkeypatch.setattr('sads_jax.registry.signing.admit_bundle', lambda folder, settings: 'fake')
     monkeypatch.chdir(tmp_path)
     return 'fake_bundle'
 

@@ -17,8 +17,9 @@ from scipy import ndimage
 from sads_jax.core.errors import BundleError, SADSError
 from sads_jax.core.types import Findings
 from sads_jax.inference.adapters import DetectionAdapter, RegionAdapter, photographed, regions_at
-from sads_jax.inference.export import export_program, load_program, load_weights, save_weights
+from sads_jax.inference.export import export_program, load_program, save_weights
 from sads_jax.inference.predictor import CVPredictor, batch_plan, use_compilation_cache
+from sads_jax.inference.vetting import load_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -210,7 +211,8 @@ LIGHT = '''
 import sys, hashlib
 import numpy as np
 from sads_jax.core.types import Findings
-from sads_jax.inference.export import load_program, load_weights
+from sads_jax.inference.export import load_program
+from sads_jax.inference.vetting import load_weights
 from sads_jax.inference.predictor import CVPredictor
 import sads_jax.domains.surface.pipeline
 program = load_program(open(sys.argv[1], "rb").read(), Findings)

@@ -22,10 +22,11 @@ from sads_jax.core.params import TileSpec, parse_params
 from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
 from sads_jax.data.images import read_image
 from sads_jax.domains.surface.rules import rules_version
-from sads_jax.inference.export import export_program, load_weights, save_weights
+from sads_jax.inference.export import export_program, save_weights
 from sads_jax.inference.onnx import OnnxPredictor, _session, export_onnx, link_weights, translate
 from sads_jax.inference.parity import EXACT, compare_forms
 from sads_jax.inference.predictor import CVPredictor
+from sads_jax.inference.vetting import load_weights
 from sads_jax.models.backbone import pure, to_flat
 from sads_jax.models.store import MODELS
 from sads_jax.orchestrators.training import build_cascade, joint_weights
@@ -226,7 +227,7 @@ def sads(without, *argv): return subprocess.run([sys.executable, '-c', RUN.forma
 def test_photographs_are_judged_in_a_process_without_jax(made, tmp_path):
     root, _, _, photos = made
     out = {}
-    for kind, without in (('onnx', ['jax', 'jaxlib', 'flax', 'onnx']), ('float32', ['onnx', 'onnxruntime'])):
+    for kind, without in (('onnx', ['jax', 'jaxlib', 'flax']), ('float32', ['onnx', 'onnxruntime'])):
         done = sads(without, 'predict', root/'photos'/'000.png', root/'photos'/'001.png', '--bundle', root/'bundle', '--artefact', kind, '--out', tmp_path/f'{kind}.jsonl', '--quiet')
         assert done.returncode == 0, done.stderr
         out[kind] = [json.loads(line)['report']['verdict'] for line in (tmp_path/f'{kind}.jsonl').read_text().splitlines()]

@@ -95,9 +95,10 @@ def test_metric_of_probabilities_equals_sklearn():
 def test_operate_refuses_what_it_cannot_do(tmp_path):
     from sads_jax.cli.main import app
     from sads_jax.core.params import Params
+    from sads_jax.domains.surface.rules import rules_version
     from sads_jax.registry.bundle import seal_bundle, write_bundle
     run = lambda *a: CliRunner().invoke(app, ['operate', '--bundle', str(tmp_path/'b'), *a])
-    write_bundle(tmp_path/'b', weights={'detector/a': np.zeros(2, np.float32)}, programs={(192, 192): b'-'}, labels=['pit'], threshold=.5, rules_version='r', params=Params(),
+    write_bundle(tmp_path/'b', weights={'detector/a': np.zeros(2, np.float32)}, programs={(192, 192): b'-'}, labels=['pit'], threshold=.5, rules_version=rules_version(Params().decision), params=Params(),
         data={'kind': 'folder', 'fingerprint': 'f', 'splits': {}}, code={})
     old = run('--max-escape', '.1')
     assert old.exit_code != 0 and 'calibration.csv: no such file' in str(old.exception)

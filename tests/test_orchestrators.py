@@ -141,7 +141,7 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     info, said = read_bundle(o.bundle), json.loads((tmp_path/'work/reports/registered.json').read_text())
     assert said == {'model': 'sads', 'version': 1, 'bundle': version, 'alias': 'champion'}
     assert info.labels == LABELS and info.data['kind'] == 'synthetic' and sum(info.data['splits'].values()) == 48
-    assert info.decision['chosen']['kind'] == 'f1' and info.decision['threshold'] == info.decision['chosen']['threshold']
+    assert info.decision.chosen['kind'] == 'f1' and info.decision.threshold == info.decision.chosen['threshold']
     assert len((o.bundle/'golden/expected.jsonl').read_text().splitlines()) == 3
     entry = o.registry.entry('champion')
     assert entry.tags['data_fingerprint'] == info.data['fingerprint'] and entry.tags['params_hash'] and entry.tags['bundle_version'] == version
@@ -155,7 +155,7 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     # only what depends on it
     again = line('decision.threshold.kind=fixed', 'decision.threshold.score=0.7')
     assert again.run() == ['calibrate', 'evaluate', 'register']
-    assert read_bundle(again.bundle).decision['threshold'] == .7 and bundle_version(again.bundle) != version
+    assert read_bundle(again.bundle).decision.threshold == .7 and bundle_version(again.bundle) != version
     assert [(e.version, e.aliases) for e in again.registry.list()] == [(1, ()), (2, ('champion',))]
     # back again: the same bundle, so the same version
     back = line()

@@ -12,9 +12,10 @@ from sads_jax.core.types import Detections
 from sads_jax.data.images import Placement, read_image
 from sads_jax.domains.surface.orchestrator import SADSInferenceOrchestrator
 from sads_jax.domains.surface.rules import rules_version
-from sads_jax.inference.export import export_program, load_weights
+from sads_jax.inference.export import export_program
 from sads_jax.inference.parity import EXACT, Parity, compact_weights, compare_forms, look, widen
 from sads_jax.inference.predictor import CVPredictor
+from sads_jax.inference.vetting import load_weights
 from sads_jax.registry.bundle import load_pipeline, write_bundle, write_golden
 
 SIDE, LABELS = 64, ('red', 'blue')
@@ -66,7 +67,7 @@ def test_what_the_bundle_holds_decides_like_python(made):
 
 def plain(root):
     params = parse_params({'image': {'buckets': [[SIDE, SIDE]]}})
-    write_bundle(root/'plain', weights=WEIGHTS, programs={(SIDE, SIDE): b'-'}, labels=LABELS, threshold=.5, rules_version='r', params=params, data={'kind': 'test', 'fingerprint': 'f', 'splits': {}}, code={})
+    write_bundle(root/'plain', weights=WEIGHTS, programs={(SIDE, SIDE): b'-'}, labels=LABELS, threshold=.5, rules_version=rules_version(params.decision), params=params, data={'kind': 'test', 'fingerprint': 'f', 'splits': {}}, code={})
     return root/'plain'
 
 class Stretched(CVPredictor):

@@ -14,6 +14,7 @@ from sads_jax.core.errors import BundleError, RegistryError, SADSError
 from sads_jax.core.params import MagneticTileSpec
 from sads_jax.core.settings import Settings
 from sads_jax.registry import bundle as B
+from sads_jax.registry.golden import check_golden
 from sads_jax.registry.registries import MLflowRegistry
 from sads_jax.registry.trackers import NullTracker, TrackerFactory, flat_metrics, log_history
 
@@ -40,7 +41,7 @@ def folder(made, tmp_path): return Path(shutil.copytree(made, tmp_path/'bundle')
 def test_it_holds_all_that_a_bundle_should(made):
     have = {p.relative_to(made).as_posix() for p in made.rglob('*') if p.is_file()}
     assert have == {'manifest.json', 'weights.safetensors', f'programs/{dark.SIDE}x{dark.SIDE}.jaxexport', 'labels.json', 'preprocess.json', 'decision.json',
-        'golden/expected.jsonl', 'golden/images/000.png', 'golden/images/001.png', 'data.json', 'params.yaml', 'code.json', 'card.md', 'metrics.json'}
+        'golden/expected.jsonl', 'golden/answered.json', 'golden/images/000.png', 'golden/images/001.png', 'data.json', 'params.yaml', 'code.json', 'card.md', 'metrics.json'}
 
 def test_a_flipped_bit_in_any_file_is_refused(folder):
     rng = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def test_load_refuses_what_verify_refuses(folder):
     (lambda f: (f/'golden'/'notes.txt').write_text(''), 'notes.txt: not in the manifest'),
     (lambda f: (f/'manifest.json').unlink(), 'no manifest.json'),
     (lambda f: (f/'labels.json').write_text(''), 'labels.json: altered: 0 bytes'),
-    (lambda f: (f/'manifest.json').write_text((f/'manifest.json').read_text().replace('"format": 1', '"format": 2')), 'bundle format 2; this release reads 1'),
+    (lambda f: (f/'manifest.json').write_text((f/'manifest.json').read_text().replace('"format": 2', '"format": 1')), 'bundle format 1; this release reads 2. Write it again with `sads stage calibrate`'),
     (lambda f: (f/'manifest.json').write_text('[]'), 'altered'),
     (lambda f: shutil.rmtree(f), 'no such bundle folder'),
 ])
@@ -96,7 +97,7 @@ def test_it_judges_and_its_golden_answers_hold(made, tmp_path):
     report = pipeline.process_request(dark.photo(tmp_path/'x.png'))
     assert report.verdict == 'FAIL' and report.station_id == 'line-3' and report.model_version == B.bundle_version(made)
     assert report.defects[0].label == 'crack'
-    assert B.check_golden(made, pipeline) == []
+    assert check_golden(made, pipeline) == []
     lines = (made/'golden'/'expected.jsonl').read_text().splitlines()
     assert [json.loads(x)['report']['verdict'] for x in lines] == ['FAIL', 'PASS']
     assert 'timings_ms' not in lines[0] and 'model_version' not in lines[0]
@@ -105,8 +106,8 @@ def test_golden_answers_that_no_longer_hold(folder):
     path = folder/'golden'/'expected.jsonl'
     path.write_text(path.read_text().replace('"PASS"', '"FAIL"'))
     B.seal_bundle(folder)
-    said = B.check_golden(folder, B.load_pipeline(folder))
-    assert len(said) == 1 and 'verdict' in said[0] and 'expected FAIL, got PASS' in said[0]
+    said = check_golden(folder, B.load_pipeline(folder))
+    assert len(said) == 1 and 'decision: PASS, not FAIL' in said[0]
 
 def test_a_new_threshold_is_a_new_version_without_stale_answers(folder):
     before = B.bundle_version(folder)

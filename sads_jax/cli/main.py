@@ -7,7 +7,7 @@ Docs: https://sads-jax.github.io/sads_jax/12_cli/main.html.md"""
 # %% auto #0
 __all__ = ['app', 'models', 'launch_environment', 'ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'find_photographs',
            'judge_files', 'result_line', 'draw_overlay', 'predict', 'serve', 'models_list', 'models_show',
-           'models_verify', 'models_promote', 'field_notes', 'param_rows', 'params_', 'extras_state', 'doctor', 'main']
+           'models_verify', 'models_sign', 'models_promote', 'params_', 'extras_state', 'doctor', 'main']
 
 # %% ../../nbs/12_cli/10_main.ipynb #0d482bbe
 import json
@@ -25,6 +25,7 @@ from .operate import OPERATE_EXAMPLES, operate
 from .parity import PARITY_EXAMPLES, parity
 from .places import keep_params, open_lines, own_file
 from .rules import SCALE_EXAMPLES, rules, scale
+from .notes import param_rows
 from .console import console as _console, epilog as _epilog, say as _say, table as _table
 from .qualify import qualify
 from ..core.errors import ImageError, ParamsError, RegistryError, SADSError, ServingError
@@ -71,6 +72,7 @@ _Workdir = Annotated[Path, typer.Option('--workdir', metavar='DIR', help='Everyt
 _Bundle = Annotated[Path|None, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle, e.g. bundle.')]
 _Model = Annotated[str|None, typer.Option('--model', metavar='NAME@ALIAS', help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.')]
 _Artefact = Annotated[str|None, typer.Option('--artefact', metavar='FORM', help='Form of the model: float32, bf16, int8 or onnx, as far as the bundle holds it; default in settings.ini.')]
+_Expect = Annotated[str|None, typer.Option('--expect', metavar='VERSION', help='Refuse any bundle but this version (its 16 digits, or at least 8); default in settings.ini.')]
 _Task = Annotated[str|None, typer.Option('--task', metavar='TASK', help='detector, classifier or segmenter; all three if left out.')]
 _PARAMS, _SETTINGS, _HERE = Path('params.yaml'), Path('settings.ini'), Path('.')
 
@@ -91,9 +93,8 @@ def _registry(settings, name:str|None=None):
 def _find_bundle(bundle:Path|None, model:str|None, settings:'Settings') -> Path:
     "Folder of the model that `--bundle` or `--model` means, else of the champion"
     if bundle and model: raise typer.BadParameter('give --bundle or --model, not both')
-    if bundle: return bundle
     name, _, alias = (model or '').partition('@')
-    return _registry(settings, name).get(alias or 'champion')
+    return bundle or _registry(settings, name).get(alias or 'champion')
 
 
 # %% ../../nbs/12_cli/10_main.ipynb #c46072c2
@@ -175,9 +176,10 @@ def evaluate(bundle:_Bundle=None, model:_Model=None, set_:_Set=None, params:_Par
         o.evaluate()
         return _show_figures(o.figures(), reports)
     from sads_jax.evaluation.evaluate import summary
-    from sads_jax.registry.bundle import portable_params, read_bundle, verify_bundle
+    from sads_jax.registry.bundle import portable_params, read_bundle
+    from sads_jax.registry.signing import admit_bundle
     folder = _find_bundle(bundle, model, _settings(settings))
-    verify_bundle(folder)
+    admit_bundle(folder, _settings(settings))
     base = params if params.exists() or params != _PARAMS else folder/'params.yaml'
     o = _orchestrator(base, set_, settings, workdir, ('evaluate',))
     if portable_params(o.params).data == read_bundle(folder).params.data:
@@ -309,18 +311,21 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
             bundle:_Bundle=None, model:_Model=None,
             out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write JSONL, one {file, report} or {file, error} a line; "-" is standard output.')]=None,
             overlays:Annotated[Path|None, typer.Option(metavar='FOLDER', help='Write pictures with boxes, masks and the verdict.')]=None,
-            quiet:Annotated[bool, typer.Option('--quiet', '-q', help='No table.')]=False, artefact:_Artefact=None,
+            quiet:Annotated[bool, typer.Option('--quiet', '-q', help='No table.')]=False, artefact:_Artefact=None, expect:_Expect=None,
             settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Judge photographs. Prints a table; writes JSONL and overlays on request."
     from collections import Counter
     from contextlib import ExitStack
     s = _settings(settings, workdir)
-    if artefact: s = s.model_copy(update={'artefact': artefact})
+    s = s.model_copy(update={k: v for k, v in (('artefact', artefact), ('expect_version', expect)) if v is not None})
     files = find_photographs(sources)
     if out is not None and str(out) != '-': own_file(out, r'\{"(error|file)"')
     if overlays is not None: mark(overlays)
     from sads_jax.registry.bundle import load_pipeline
-    pipeline = load_pipeline(_find_bundle(bundle, model, s), settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id, every_box=False)
+    from sads_jax.registry.signing import admit_bundle
+    folder = _find_bundle(bundle, model, s)
+    admit_bundle(folder, s)
+    pipeline = load_pipeline(folder, settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id, every_box=False)
     table, count, errors = _table('file', 'verdict', 'score', 'defects', 'reason'), Counter(), []
     with ExitStack() as stack:
         lines = open_lines(out, stack)
@@ -354,10 +359,10 @@ def _progress(items, total, mode):
 @app.command(epilog=_epilog('sads serve                                        the champion, on 127.0.0.1:8000', 'sads serve --bundle bundle --host 0.0.0.0 --port 9000', '',
     'curl -F file=@part.png -F part_id=A7 http://127.0.0.1:8000/predict', 'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest'))
 def serve(bundle:_Bundle=None, model:_Model=None, host:Annotated[str|None, typer.Option(help='Address to listen on; default in settings.ini.')]=None,
-          port:Annotated[int|None, typer.Option(help='Port to listen on; default in settings.ini.')]=None, artefact:_Artefact=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
+          port:Annotated[int|None, typer.Option(help='Port to listen on; default in settings.ini.')]=None, artefact:_Artefact=None, expect:_Expect=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Answer POST /predict until Ctrl-C or SIGTERM."
     s = _settings(settings, workdir)
-    s = s.model_copy(update={k: v for k, v in (('host', host), ('port', port), ('artefact', artefact)) if v is not None})
+    s = s.model_copy(update={k: v for k, v in (('host', host), ('port', port), ('artefact', artefact), ('expect_version', expect)) if v is not None})
     try: folder = _find_bundle(bundle, model, s)
     except RegistryError as e: raise ServingError(e.what, where=e.where, remedy=e.remedy) from e
     from sads_jax.registry.bundle import bundle_version
@@ -403,19 +408,38 @@ def models_show(ref:_Ref='champion', bundle:_Bundle=None, settings:_SettingsFile
     c.print(read_card(bundle or folder))
 
 @models.command('verify', epilog=_epilog('sads models verify champion', 'sads models verify --bundle bundle'))
-def models_verify(ref:_Ref='champion', bundle:_Bundle=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "Hash every file of a bundle against its manifest."
-    from sads_jax.registry.bundle import verify_bundle
+def models_verify(ref:_Ref='champion', bundle:_Bundle=None, expect:_Expect=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
+    "Hash every file of a bundle against its manifest. And check its version and signature, where --expect or require_signature of settings.ini ask for them."
+    from sads_jax.registry.bundle import read_bundle
+    from sads_jax.registry.signing import admit_bundle
+    s = _settings(settings, workdir)
+    s = s.model_copy(update={'expect_version': expect or s.expect_version})
+    folder = bundle or _registry(s).get(ref)
+    version = admit_bundle(folder, s)
+    read_bundle(folder)
+    typer.echo(f"{folder}: whole{', signed' if s.require_signature else ''}, version {version}")
+
+@models.command('sign', epilog=_epilog('sads models sign --bundle bundle --key plant.pem', '', 'A pair of keys:  openssl genpkey -algorithm ed25519 -out plant.pem',
+    '                 openssl pkey -in plant.pem -pubout -out plant.pub', 'Stations that take no other bundles: require_signature = plant.pub in settings.ini. A key with a password: SADS_KEY_PASSWORD'))
+def models_sign(key:Annotated[Path, typer.Option('--key', metavar='PEM', help='Your private Ed25519 key.')], ref:_Ref='champion', bundle:_Bundle=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
+    "Sign a bundle with your own key. Its version stays the same; nothing is sent anywhere."
+    from sads_jax.registry.bundle import bundle_version
+    from sads_jax.registry.signing import sign_bundle
     folder = bundle or _registry(_settings(settings, workdir)).get(ref)
-    typer.echo(f'{folder}: whole, version {verify_bundle(folder)}')
+    password = os.environ.get('SADS_KEY_PASSWORD')
+    typer.echo(f'{folder}: version {bundle_version(folder)} signed with key {sign_bundle(folder, key, password.encode() if password else None)}')
 
 @models.command('promote', epilog=_epilog('sads models promote 3', 'sads models promote 3f9a --alias candidate'))
 def models_promote(ref:_Ref, alias:Annotated[str, typer.Option(help='Alias to point at the version.')]='champion', settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "Make a version champion. `serve` and `predict` use it from then on; --alias points another name."
-    registry = _registry(_settings(settings, workdir))
-    registry.verify(ref)
+    "Make a version champion. `serve` and `predict` use it from then on; --alias points another name. First it must judge its golden photographs as it did when it was made."
+    from sads_jax.registry.golden import prove_bundle
+    from sads_jax.registry.signing import admit_bundle
+    s = _settings(settings, workdir)
+    registry = _registry(s)
+    admit_bundle(registry.get(ref), s)
+    n = prove_bundle(registry.get(ref), s)
     e = registry.set_alias(alias, ref)
-    typer.echo(f'{alias} is now version {e.version} ({e.bundle_version})')
+    typer.echo(f'{alias} is now version {e.version} ({e.bundle_version}); {n} golden photographs are judged as before')
 
 # %% ../../nbs/12_cli/10_main.ipynb #62ecbdc6
 app.command('init', epilog=INIT_EXAMPLES)(init)
@@ -425,63 +449,6 @@ app.command('parity', epilog=PARITY_EXAMPLES)(parity)
 app.command('scale', epilog=SCALE_EXAMPLES)(scale)
 app.command('compare', epilog=COMPARE_EXAMPLES)(compare)
 app.add_typer(qualify, name='qualify')
-
-# %% ../../nbs/12_cli/10_main.ipynb #a1a5fcec
-def field_notes(
-    cls:type, # A pydantic model written in docments style
-) -> dict[str, str]: # Field -> the comment on its line, its own and inherited
-    "What the source says of each field"
-    import inspect
-    import re
-    notes = {}
-    for c in reversed(cls.__mro__):
-        if c.__module__ != cls.__module__: continue
-        for line in inspect.getsource(c).splitlines():
-            if m := re.match(r"    (\w+)\s*:[^#]*#\s*(.+)$", line): notes[m[1]] = m[2]
-    return notes
-
-def param_rows(
-    cls:type, # `Params` or one of its sections
-    default:Any=None, # The section as it is by default
-    prefix:str='', # Dotted path of the section
-) -> list[tuple[str, str, str, str]]: # Path, type, default, meaning; a heading has no type
-    "Every parameter below `cls`, with all kinds of those that have several"
-    import typing
-    notes, rows = field_notes(cls), []
-    for name, f in cls.model_fields.items():
-        path, value = prefix + name, getattr(default, name, None) if default is not None else f.get_default()
-        options, many = _sections(f.annotation), typing.get_origin(f.annotation) is tuple
-        if many and options:
-            note = notes.get(name) or (options[0].__doc__ or '').strip()
-            rows.append((path, 'list', json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)), note))
-            path += '[]'
-        if many and len(options) == 1: rows += param_rows(options[0], None, f'{path}.')
-        elif options:
-            for t in options:
-                rows.append((path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''), '', 'default' if type(value) is t and len(options) > 1 else '', (t.__doc__ or '').strip()))
-                rows += param_rows(t, value if type(value) is t else None, f'{path}.')
-        elif name != 'kind': rows.append((path, _type_name(f.annotation, f.metadata), 'required' if f.is_required() else json.dumps(value, default=str), notes.get(name, '')))
-    return rows
-
-def _sections(t):
-    "The sections that an annotation allows, in a list, a choice, or both"
-    import typing
-    from pydantic import BaseModel
-    if isinstance(t, type) and issubclass(t, BaseModel): return [t] if t.__name__ != 'RLE' else []
-    return [s for a in typing.get_args(t) for s in _sections(a)]
-
-def _type_name(t, metadata=()):
-    "An annotation in words, with the bounds it was annotated with"
-    import types
-    import typing
-    args = typing.get_args(t)
-    if typing.get_origin(t) is Annotated: return _type_name(args[0], [m for a in args[1:] for m in getattr(a, 'metadata', [a])])
-    if typing.get_origin(t) in (typing.Union, types.UnionType): text = ' or '.join(map(_type_name, args))
-    elif typing.get_origin(t) is typing.Literal: text = ' | '.join(map(str, args))
-    elif typing.get_origin(t) is tuple: text = 'list of ' + _type_name(args[0])
-    else: text = {'NoneType': 'none', 'str': 'text', 'Path': 'path', 'int': 'whole number', 'float': 'number'}.get(t.__name__, t.__name__)
-    bounds = [f'{op} {getattr(m, k):g}' for m in metadata for k, op in (('ge', '>='), ('gt', '>'), ('le', '<='), ('lt', '<')) if getattr(m, k, None) is not None]
-    return text + (f" {', '.join(bounds)}" if bounds else '')
 
 # %% ../../nbs/12_cli/10_main.ipynb #00d1eb24
 @app.command('params', epilog=_epilog('sads params decision                       one section', 'sads params --yaml > params.yaml           a file to start from', 'sads params --yaml -S data.n_parts=40      as it would be resolved'))
@@ -552,16 +519,22 @@ def _facts(s, settings):
     free = shutil.disk_usage('.').free/2**30
     yield 'disk', f'{free:.1f} GiB free here' + ('' if free > 2 else ': too little for a training run')
 
-@app.command(epilog=_epilog('sads doctor'))
-def doctor(settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
-    "What this machine has. Versions, devices, environment, settings, champion."
-    t = _table('', '')
-    for topic, text in _facts(_settings(settings, workdir), settings): t.add_row(topic, text)
+@app.command(epilog=_epilog('sads doctor', 'sads doctor --bundle bundle                    and whether that bundle judges here as it did when it was made'))
+def doctor(bundle:_Bundle=None, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
+    "What this machine has. Versions, devices, environment, settings, champion; with --bundle also that bundle, judging its golden photographs; exit status 1 if it must not be used here."
+    t, s = _table('', ''), _settings(settings, workdir)
+    for topic, text in _facts(s, settings): t.add_row(topic, text)
     _console().print(t)
+    if bundle is None: return
+    from sads_jax.registry.golden import prove_bundle
+    from sads_jax.registry.signing import admit_bundle
+    version = admit_bundle(bundle, s)
+    n = prove_bundle(bundle, s)
+    typer.echo(f"{bundle}: whole, version {version}; " + (f'all {n} golden photographs are judged as before ({s.artefact})' if n else 'it has no golden photographs'))
 
 # %% ../../nbs/12_cli/10_main.ipynb #9dadb982
 _EXTRA_OF = {'litserve': 'serve', 'multipart': 'serve', 'python_multipart': 'serve', 'mlflow': 'track', 'wandb': 'track', 'sqlalchemy': 'track', 'alembic': 'track',
-             'flax': 'train', 'optax': 'train', 'orbax': 'train', 'sklearn': 'train', 'matplotlib': 'train', 'jinja2': 'train', 'dvc': 'train'}
+             'flax': 'train', 'optax': 'train', 'orbax': 'train', 'sklearn': 'train', 'matplotlib': 'train', 'jinja2': 'train', 'dvc': 'train', 'cryptography': 'sign'}
 
 def main(
     args:list[str]|None=None, # By default the command line; then the process is started once more if its environment asks for it

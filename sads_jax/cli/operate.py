@@ -63,7 +63,7 @@ def operate(
     def promise(severity, alpha):
         try: return choose({'kind': 'guarantee', 'max_escape': {severity: alpha}, 'views': views})[1]['promises'][0]
         except DataError as e: return e
-    screen.print(f"{bundle}  {info.version}  threshold {info.decision['threshold']:.4f}\n{len(rows)} calibration photographs of {len(set(columns[2]))} parts")
+    screen.print(f"{bundle}  {info.version}  threshold {info.decision.threshold:.4f}\n{len(rows)} calibration photographs of {len(set(columns[2]))} parts")
     if not max_escape and cost_escape is None:
         if write is not None: raise ParamsError('there is no choice to write', where='--write', remedy='Give --max-escape or --cost-escape')
         there = [s for s in ('critical', 'major', 'minor') if any(d and v == s for d, v in zip(columns[1], severities))]
@@ -86,9 +86,9 @@ def _rewrite(bundle, info, write, threshold, chosen, wish):
     if write.exists(): raise BundleError('exists', where=write, remedy='Name another folder, or remove it first')
     golden = sorted((bundle/'golden'/'images').iterdir()) if (bundle/'golden').is_dir() else []
     spec = parse_params({'decision': info.params.decision.model_dump(mode='json') | {'threshold': wish}}, write).decision
-    anomaly = info.decision['chosen'].get('anomaly')
+    kept = {k: info.decision.chosen[k] for k in ('anomaly', 'gate') if k in info.decision.chosen}
     with whole_files(write.parent) as parts:
         new = parts/write.name
         shutil.copytree(bundle, new)
-        version = set_threshold(new, threshold, chosen | ({'anomaly': anomaly} if anomaly else {}), info.decision['anomaly_limit'], info.decision.get('probabilities'), spec)
+        version = set_threshold(new, threshold, chosen | kept, info.decision.anomaly_limit, info.decision.probabilities, spec, info.decision.gate)
         return write_golden(new, load_pipeline(new), golden) if golden else version

@@ -27,8 +27,8 @@ from .yaml_text import compose_yaml, read_yaml
 
 # %% ../../nbs/00_core/30_params.ipynb #5cf703bc
 class Spec(BaseModel):
-    "A section of params.yaml: closed (unknown fields are errors) and frozen"
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    "A section of params.yaml: closed (unknown fields are errors), finite (no NaN, no infinity) and frozen"
+    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
 _fraction = Annotated[float, Field(ge=0, le=1)]
 _count = Annotated[int, Field(ge=0)]
@@ -412,13 +412,16 @@ def parse_params(
     "Check `raw` against the schema; `ParamsError` naming every wrong field, and its line where `text` has it"
     try: return Params.model_validate(raw)
     except ValidationError as e:
-        node = compose_yaml(text, where) if text else None
-        problems = []
-        for err in e.errors():
-            path = _yaml_path(raw, err['loc'])
-            line = _line(node, path)
-            problems.append(f"{'.'.join(map(str, path)) or 'the file'}{f' (line {line})' if line else ''}: {_explain(err)}")
-        raise ParamsError('; '.join(problems), where=where, remedy='The fields and their meaning: sads params') from e
+        raise ParamsError(_problems(e, raw, text, where), where=where, remedy='The fields and their meaning: sads params') from e
+
+def _problems(e, raw, text=None, where=None):
+    "Every wrong field of `raw`, and its line where `text` has it"
+    node, out = compose_yaml(text, where) if text else None, []
+    for err in e.errors():
+        path = _yaml_path(raw, err['loc'])
+        line = _line(node, path)
+        out.append(f"{'.'.join(map(str, path)) or 'the file'}{f' (line {line})' if line else ''}: {_explain(err)}")
+    return '; '.join(out[:8]) + (f'; and {len(out) - 8} more' if len(out) > 8 else '')
 
 def load_params(
     path:str|Path='params.yaml',
@@ -468,4 +471,5 @@ def _explain(err):
     if err['type'] == 'union_tag_not_found': return 'a `kind` is missing'
     if err['type'] == 'missing': return 'this field is required'
     msg = err['msg'].removeprefix('Value error, ')
-    return msg if isinstance(err['input'], (dict, Spec)) else f"{msg} (got {err['input']!r})"
+    got = repr(err['input'])
+    return msg if isinstance(err['input'], (dict, Spec)) else f"{msg} (got {got if len(got) <= 120 else got[:117] + '...'})"

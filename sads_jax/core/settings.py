@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     model_name: str = 'sads' # name of the registered model
     cache_dir: Path = Path('.sads/cache') # compiled programs and frozen features
     artefact: Literal['float32', 'bf16', 'int8', 'onnx'] = 'float32' # form of the model that is loaded; all that are registered decide alike
+    require_signature: Path|None = None # PEM file with an Ed25519 public key; then only bundles signed with it judge parts
+    expect_version: str|None = None # bundle version, or its first digits; then no other judges parts
     cpu_threads: int = 2 # XLA's CPU pool; fixed, since the sum's order and so a model's last bits depend on it
     progress: Literal['auto', 'bar', 'plain', 'none'] = 'auto'
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..core.errors import SADSError
+from ..core.errors import BundleError, SADSError
 from ..data.images import Placement, letterbox
 
 # %% ../../nbs/05_inference/30_predictor.ipynb #6966fcfa
@@ -62,6 +62,8 @@ class BaseCVPredictor(Protocol):
 
     def warm_up(self) -> None:
         "Compile everything that may be needed"
+
+def _first_line(e): return next(iter(str(e).splitlines()), '')[:200]
 
 class CVPredictor:
     "Letterbox, group by bucket, run in fixed batch sizes; one compilation for each pair of the two that occurs"
@@ -137,5 +139,9 @@ class CVPredictor:
             if (bucket, size) not in self._compiled:
                 import jax
                 images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
-                self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
+                try: self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
+                except SADSError: raise
+                except Exception as e:  # of a damaged program JAX, MLIR and XLA say so in many ways
+                    raise BundleError(f'the program for canvases of {self.buckets[bucket]} px cannot be compiled: {type(e).__name__}: {_first_line(e)}',
+                        remedy='Write the bundle again, or compare the versions of jax (sads doctor)') from e
             return self._compiled[bucket, size]

@@ -251,7 +251,7 @@ class CVTrainingOrchestrator:
         from sads_jax.data.splits import read_fingerprint
         from sads_jax.data.images import read_image
         from sads_jax.domains.surface.gate import fit_gate
-        from sads_jax.domains.surface.rules import check_decision, rules_version
+        from sads_jax.domains.surface.rules import check_decision, lint_rules, rules_version
         from sads_jax.evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
         from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
         from sads_jax.evaluation.probability import fit_probability
@@ -261,6 +261,7 @@ class CVTrainingOrchestrator:
         with self._stage('calibrate'), whole_folder(self.bundle, is_ours=is_bundle, marked=False) as bundle:  # appears when all of it is done
             data, split = self.data(), self.split_ids()
             check_decision(self.params.decision, data.categories)
+            for f in lint_rules(self.params.decision, data.categories): self.progress.say(f'calibrate: {f.level}: {f.where}: {f.text}. {f.remedy}')
             models = load_models(self.path('models'))
             for t in ('classifier',):
                 if tuple(models[t][2].get('classes', data.categories)) != data.categories:
@@ -341,7 +342,7 @@ class CVTrainingOrchestrator:
             self.progress.say('parity: ' + ', '.join(f'{p.artefact} {p.verdicts} of {p.images} verdicts equal' for p in found))
             info, metrics = read_bundle(self.bundle), json.loads(self.path('reports', 'metrics.json').read_text())
             tags = {'data_kind': info.data.get('kind'), 'data_fingerprint': info.data.get('fingerprint'), 'params_hash': params_hash(info.params),
-                'rules_version': info.decision['rules_version'], 'code_source': info.code.get('source'), 'code_revision': code_revision(), 'package': info.code.get('package')}
+                'rules_version': info.decision.rules_version, 'code_source': info.code.get('source'), 'code_revision': code_revision(), 'package': info.code.get('package')}
             entry = self.registry.register(self.bundle, {k: v for k, v in tags.items() if v}, alias=alias, metrics=metrics)
             out = self.path('reports', 'registered.json')
             _write_json(out, {'model': entry.name, 'version': entry.version, 'bundle': entry.bundle_version} | ({'alias': alias} if alias else {}))
@@ -473,7 +474,7 @@ class CVTrainingOrchestrator:
         spec = self.params.evaluate
         pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
         judge = EvaluationOrchestrator(pipeline, (*METRICS, *spec.more_metrics), batch_size=spec.batch_size, classify_boxes=classify_boxes)
-        found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision['chosen']},
+        found = judge.run(data, ids, train_ids=train_ids, context=context | {'threshold': read_bundle(bundle).decision.chosen},
             progress=lambda done, total: self.progress(what, done, total, {}))
         mark(out, _is_reports)
         with whole_files(out) as new:

@@ -28,7 +28,7 @@ from ..core.errors import SADSError, ServingError
 from ..core.settings import Settings
 from ..core.types import InspectionReport
 from .docs import own_docs
-from .service import ErrorJSON, PhotographJSON, SADSInferenceService, end_with_parent, error_response, load_bundle
+from .service import ErrorJSON, PhotographJSON, SADSInferenceService, check_answers, end_with_parent, error_response, load_bundle
 
 # %% ../../nbs/09_serving/20_server.ipynb #89e0cc88
 _HOSTS = {'localhost': '127.0.0.1', '127.0.0.1': '127.0.0.1', '0.0.0.0': '0.0.0.0', '::': '::'}
@@ -115,9 +115,10 @@ def make_server(
     *,
     version:str='', # Of the model, for the API document
     warm:bool=True, # Compile before the first request
+    check:Callable[[Any], None]|None=None, # See `SADSInferenceService`
 ) -> SADSServer:
     "A server that is not yet started, around any pipeline"
-    server = SADSServer(SADSInferenceService(load, settings=settings, warm=warm), accelerator='cpu', timeout=60,
+    server = SADSServer(SADSInferenceService(load, settings=settings, warm=warm, check=check), accelerator='cpu', timeout=60,
                         model_metadata={'model_version': version})  # 'cpu' keeps LitServe from looking for GPUs; JAX finds its own
     _answer_errors(server.app)
     _document(server.app, version)
@@ -126,13 +127,14 @@ def make_server(
 
 def build_server(
     bundle:Path|str, # Folder of the model
-    settings:Settings, # Host, port, batching, limits, station
+    settings:Settings, # Host, port, batching, limits, station, whose bundles may enter
 ) -> SADSServer:
-    "A server for a bundle, not yet started; `BundleError` if a file of it is missing or altered, `ServingError` if the address is taken"
-    from sads_jax.registry.bundle import bundle_version, verify_bundle
+    "A server for a bundle, not yet started; `BundleError` if a file of it is missing or altered, or it is not one that may enter, `ServingError` if the address is taken"
+    from sads_jax.registry.signing import admit_bundle
     check_address(settings.host, settings.port)
-    verify_bundle(Path(bundle))
-    return make_server(partial(load_bundle, Path(bundle), settings), settings, version=bundle_version(Path(bundle)))
+    folder = Path(bundle)
+    version = admit_bundle(folder, settings)
+    return make_server(partial(load_bundle, folder, settings), settings, version=version, check=partial(check_answers, folder, settings.artefact))
 
 # %% ../../nbs/09_serving/20_server.ipynb #0b90d96a
 @contextmanager

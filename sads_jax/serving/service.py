@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/09_serving/service.html.md"""
 
 # %% auto #0
 __all__ = ['Photograph', 'PhotographJSON', 'ErrorJSON', 'BadRequest', 'error_response', 'parse_json', 'parse_request',
-           'SADSInferenceService', 'end_with_parent', 'judge', 'warm_up', 'load_bundle']
+           'SADSInferenceService', 'end_with_parent', 'judge', 'warm_up', 'load_bundle', 'check_answers']
 
 # %% ../../nbs/09_serving/10_service.ipynb #a8ee5df1
 import base64
@@ -14,6 +14,7 @@ import binascii
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,9 +138,10 @@ class SADSInferenceService(ls.LitAPI):
         *,
         settings:Settings, # Batch size and wait, upload limit
         warm:bool=True, # Compile every bucket and batch size before the first request
+        check:Callable[[Any], None]|None=None, # Picklable; raises a `SADSError` if the pipeline must not answer, and then it is never ready
     ):
         super().__init__(max_batch_size=settings.max_batch_size, batch_timeout=settings.batch_timeout_ms/1000)
-        self.load, self.settings, self.warm = load, settings, warm
+        self.load, self.settings, self.warm, self.check = load, settings, warm, check
         max_bytes = int(settings.max_image_mb*2**20)
 
         async def parsed(request:Request) -> Photograph: return await parse_request(request, max_bytes)
@@ -156,8 +158,14 @@ class SADSInferenceService(ls.LitAPI):
         if parent_process():  # in a worker: signals to the whole group are the main process's affair, which ends us when the last answer is out
             for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
             end_with_parent()
-        self.pipeline = self.load()
-        if self.warm: warm_up(self.pipeline, self.settings.max_batch_size)
+        try:
+            self.pipeline = self.load()
+            if self.warm: warm_up(self.pipeline, self.settings.max_batch_size)
+            if self.check: self.check(self.pipeline)
+        except SADSError as e:
+            if not parent_process(): raise
+            print(f'error: {e}', file=sys.stderr, flush=True)  # one line for people; the main process sees that the worker ended
+            raise SystemExit(1) from e
 
     def decode_request(self, request:Photograph) -> Photograph:
         "Nothing to do: the listener parsed it"
@@ -215,8 +223,19 @@ def warm_up(
 
 def load_bundle(
     folder:Path|str, # Bundle, verified on loading
-    settings:Settings, # Station, cache and limits
+    settings:Settings, # Station, cache, limits, and whose bundles may enter
 ) -> Any: # `SADSPipeline`
     "The pipeline of a bundle; picklable with its arguments by `functools.partial`, and imports JAX only when called. `BundleError`"
     from sads_jax.registry.bundle import load_pipeline
+    from sads_jax.registry.signing import admit_bundle
+    admit_bundle(Path(folder), settings)
     return load_pipeline(Path(folder), settings=settings, cache_dir=settings.cache_dir/'programs', station_id=settings.station_id, every_box=False)
+
+def check_answers(
+    folder:Path|str, # The bundle
+    artefact:str, # The form that was loaded
+    pipeline:Any, # A `SADSPipeline`
+) -> None:
+    "`GoldenError` unless the pipeline judges the bundle's golden photographs as they were judged when it was made; picklable by `functools.partial`"
+    from sads_jax.registry.golden import require_golden
+    require_golden(folder, pipeline, artefact)

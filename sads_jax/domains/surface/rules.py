@@ -22,7 +22,7 @@ import numpy as np
 from ...core.errors import ParamsError, SADSError
 from ...core.params import DecisionSpec, RuleSpec
 from ...core.types import RLE, Defect, InspectionReport, Reason, Verdict
-from .zones import zone_areas, zone_inside
+from .zones import share_covered, zone_areas, zone_inside
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #5743636d
 def _gap(a, b):
@@ -187,6 +187,13 @@ def lint_rules(
             if j != k and _covers(a, r, decision) and not (j > k and _covers(r, a, decision)):
                 say('warning', at, f'unreachable: whenever it objects, rule {a.name!r} does too', 'Remove it, or make the other one milder')
                 break
+    off = [z for z in decision.zones if z.ignore]
+    if (share := share_covered(off, mm)) > .9:
+        names = ', '.join(z.name for z in off)
+        if share > .999: say('error', ('zones',), f'nothing is left to inspect: all of the photograph lies in {names}, where defects are ignored', 'Make the ignored zones smaller')
+        else: say('warning', ('zones',), f'{share:.0%} of the photograph lie in {names}, where defects are ignored', 'Make the ignored zones smaller')
+    if categories and not any(r.label in ('*', *categories) for r in decision.rules):
+        say('error', ('rules',), 'no rule looks at any defect: every part passes, whatever is found on it', 'Add a rule, e.g. one with a name only, which objects to any defect')
     for c in categories:
         if not any(r.label in ('*', c) and r.severity in (None, decision.severity_of(c)) for r in decision.rules):
             say('warning', ('rules',), f'no rule looks at {c}: it passes whatever its size', f'Add a rule with label: {c}, or one for all')

@@ -63,6 +63,7 @@ def vet_program(
         if size > _LARGEST: refuse(f'an array of {size} numbers ({name})')
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #f7781d25
+_PERHAPS = 'anomaly', 'tile_scores' # fields that a program may leave out; the second is made of many programs' answers
 _FIELDS = { # dtype and axes of each field of `Findings`
     'boxes': ('float32', 'bk4'), 'scores': ('float32', 'bk'), 'valid': ('bool', 'bk'), 'label_scores': ('float32', 'bkl'),
     'crop_boxes': ('float32', 'bk4'), 'masks': ('float32', 'bkmm'), 'defect_map': ('float32', 'bhw'),
@@ -77,7 +78,7 @@ def vet_outputs(
     "`BundleError` unless these are `Findings` of such a canvas, with a score for each label"
     def refuse(what): raise BundleError(f'gives other findings: {what}', where=where,
         remedy='Program and labels come from different models, or from another release. ' + _REMEDY)
-    needed = [f for f in Findings._fields if f not in Findings._field_defaults]
+    needed = [f for f in Findings._fields if f not in _PERHAPS]
     names = [name for name, *_ in outputs]
     if names not in (needed, [*needed, 'anomaly']):
         refuse(f'{len(names)} outputs ({", ".join(names)[:200]}), where {", ".join(needed)} and perhaps anomaly are expected')
@@ -115,7 +116,7 @@ def vet_signature(
     if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != (*bucket, 3) or isinstance(images.shape[0], int):
         refuse(f'takes photographs {images.dtype} {list(images.shape)}, not uint8 [b, {bucket[0]}, {bucket[1]}, 3]')
     given = [(str(a.dtype), tuple(images.shape[0] if d == images.shape[0] else d for d in a.shape)) for a in program.out_avals]
-    names = [f for f in Findings._fields if f not in Findings._field_defaults] + ['anomaly']
+    names = [f for f in Findings._fields if f not in _PERHAPS] + ['anomaly']
     names += [f'output {i}' for i in range(len(names), len(given))]
     vet_outputs([(n, *g) for n, g in zip(names, given)], bucket, labels, where)
     if any(not shape or shape[0] is not images.shape[0] for _, shape in given):

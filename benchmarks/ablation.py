@@ -43,7 +43,7 @@ def done(base, name, folder, more):
     kept = folder / "ablation.json"
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("reports", "checkpoints"))
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("reports", "checkpoints", "params.yaml"))  # the run writes its own
         began = time.time()
         for stage in stages:
             subprocess.run(["sads", "stage", *stage.split(), "--params", base / "params.yaml", "--workdir", folder, *(a for s in (*more, *changes) for a in ("-S", s))], check=True)

@@ -39,7 +39,7 @@ from sads_jax.registry.bundle import verify_bundle
 from sads_jax.registry.registries import MLflowRegistry
 
 OTHER = {'ingest': 'data.n_parts=20', 'split': 'split.seed_offset=1', 'train@detector': 'detector.trainer.learning_rate=0.002',
-    'train@segmenter': 'segmenter.trainer.learning_rate=0.002', 'train@classifier': 'classifier.trainer.learning_rate=0.002', 'anomaly': 'anomaly.shrinkage=0.3',
+    'train@segmenter': 'segmenter.trainer.learning_rate=0.002', 'train@classifier': 'classifier.context=1.6', 'anomaly': 'anomaly.shrinkage=0.3',
     'calibrate': 'decision.review_margin=0.4', 'evaluate': 'evaluate.gallery=2', 'register': 'seed=0'}
 
 def look(place:Path) -> str|None:

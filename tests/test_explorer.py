@@ -113,6 +113,6 @@ def test_a_typed_threshold_and_the_cheapest_one(browser, tmp_path):
 
 def test_what_is_written_cannot_break_out_of_the_page(tmp_path):
     e = evaluation(tmp_path)
-    page = explorer.write_explorer(e, tmp_path).read_text()
+    page = explorer.write_explorer(e, tmp_path/'out').read_text()
     assert '<part>' not in page and '&lt;part&gt;' in page
     assert page.count('</script>') == 2 and 'http' not in page.replace('http-equiv', '')

@@ -117,8 +117,7 @@ class Stamps:
     ) -> None:
         "Sweep what killed runs left there, and make sure that the folder may be filled: `SADSError` if it is somebody else's. One that the stage filled before there were markers gets its own"
         folder = Path(workdir)/place
-        sweep(folder.parent)
-        sweep(folder)
+        for swept in (folder.parent, folder, self.folder): sweep(swept)
         if not owned(folder, is_ours) and folder.is_dir() and self.untouched(stage, workdir): mark(folder, lambda f: True)
         refuse_foreign(folder, is_ours)
 

@@ -231,6 +231,7 @@ class CVTrainingOrchestrator:
             if start and not (start/'model.safetensors').is_file():
                 raise DataError(f'no trained {_START[task]}, with whose backbone the {task} starts', where=start, remedy=f'Run `sads stage train --task {_START[task]}` first')
             checkpoints = self.path('.sads', 'checkpoints', f'{task}-{self._training_key(stage, fingerprint, start)}')
+            sweep(checkpoints.parent)
             if checkpoints.exists(): self.progress.say(f'{stage.name}: continuing from {checkpoints.relative_to(self.workdir)}')
             out = self.path('models', task)
             train_task(task, data, split, self.params, out, start_from=start, checkpoints=checkpoints.absolute(), progress=self.progress)

@@ -149,7 +149,7 @@ class Run:
         self.split_file = workdir / "data/split/split.json"
         self.data, self.split, self.version = read_coco(self.dataset), read_split(self.split_file), bundle_version(self.bundle)
         info = read_bundle(self.bundle)
-        self.buckets, self.forms = [tuple(b) for b in info.preprocess["buckets"]], {"ours": "float32"} | ({"ours, onnx form": "onnx"} if "onnx" in info.params.export.artefacts else {})
+        self.buckets, self.forms = list(info.preprocess.buckets), {"ours": "float32"} | ({"ours, onnx form": "onnx"} if "onnx" in info.params.export.artefacts else {})
         self.size = args.size or round(median([(h * w)**.5 for h, w in self.buckets]) / 32) * 32
         self.title = f"{info.params.data.kind.replace('_', ' ')}, {' or '.join(f'{h} x {w}' for h, w in self.buckets)} px"
         self.minutes = minutes or training_minutes(workdir)

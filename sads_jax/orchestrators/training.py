@@ -126,7 +126,7 @@ def python_pipeline(
     from sads_jax.inference.predictor import CVPredictor
     from sads_jax.registry.bundle import load_pipeline, read_bundle
     info, trained = read_bundle(bundle), load_models(models)
-    predictor = CVPredictor(build_cascade(trained, info.params, info.labels), joint_weights(trained), info.params.image.buckets, info.preprocess['batch_sizes'])
+    predictor = CVPredictor(build_cascade(trained, info.params, info.labels), joint_weights(trained), info.params.image.buckets, info.preprocess.batch_sizes)
     if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
     return replace(load_pipeline(bundle, settings=settings, artefact='float32'), predictor=predictor)
 

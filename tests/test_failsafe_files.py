@@ -16,6 +16,7 @@ from sads_jax.core.errors import BundleError, ParamsError, RegistryError, SADSEr
 from sads_jax.core.params import Params, SyntheticSpec, dump_params
 from sads_jax.core.settings import Settings
 from sads_jax.data.connectors import ConnectorFactory, ingest
+from sads_jax.domains.surface.rules import rules_version
 from sads_jax.models.store import save_model
 from sads_jax.orchestrators.training import STAGES, CVTrainingOrchestrator
 from sads_jax.registry.bundle import is_bundle, set_threshold, verify_bundle, write_bundle
@@ -25,7 +26,7 @@ PACKAGE = Path(files.__file__).parents[1]
 
 def toy_bundle(folder, threshold=.5):
     write_bundle(folder, weights={'detector/w': np.zeros(3, np.float32)}, programs={(192, 192): b'not run here'}, labels=['crack'], threshold=threshold,
-        rules_version='0123abcd', params=Params(), data={'kind': 'synthetic'}, code={})
+        rules_version=rules_version(Params().decision), params=Params(), data={'kind': 'synthetic'}, code={})
     return folder
 
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob('*'))}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BundleError, SADSError
+from ..core.files import write_whole
 from ..core.point import strict_json
 from .bundle import _dumps, _manifest, seal_bundle, verify_bundle
 from .layout import check_file
@@ -74,9 +75,7 @@ def sign_bundle(
     private = _private(key, password)
     signature = private.sign(_message(_manifest(folder)['files']))
     public = private.public_key()
-    part = folder.with_name(f'{folder.name}.{_NAME}.part')
-    part.write_text(_dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}))
-    part.replace(folder/_NAME)
+    write_whole(folder/_NAME, _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}))
     seal_bundle(folder)
     return key_id(public)
 

@@ -338,7 +338,7 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
     console = _console(stderr=str(out) == '-')
     if not quiet: console.print(table)
     if not quiet and len(files) > _ROWS: console.print(f'of {len(files)} photographs, the first {table.row_count} that did not pass; --out writes all')
-    console.print(f"{sum(count.values())} judged: {', '.join(f'{count[v]} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))}" + (f"; {len(errors)} error{'s'*(len(errors) > 1)}" if errors else ''))
+    console.print(f"{sum(count.values())} judged: {', '.join(f'{count[v]} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))}" + ''.join(f'; {n} {rule}' for rule, n in sorted(pipeline.uninspected.items())) + (f"; {len(errors)} error{'s'*(len(errors) > 1)}" if errors else ''))
     for e in errors: _say(f'error: {e}')
     if errors: raise typer.Exit(1)
 

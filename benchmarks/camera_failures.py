@@ -52,6 +52,6 @@ def main():
 def after_text(workdir):
     "What calibration promised of the gate"
     from sads_jax.registry.bundle import read_bundle
-    return read_bundle(workdir/'bundle').decision['chosen'].get('gate', {}).get('text', 'there is no gate')
+    return read_bundle(workdir/'bundle').decision.chosen.get('gate', {}).get('text', 'there is no gate')
 
 if __name__ == '__main__': main()

@@ -7,7 +7,7 @@ Docs: https://sads-jax.github.io/sads_jax/12_cli/main.html.md"""
 # %% auto #0
 __all__ = ['app', 'models', 'launch_environment', 'ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'find_photographs',
            'judge_files', 'result_line', 'draw_overlay', 'predict', 'serve', 'models_list', 'models_show',
-           'models_verify', 'models_sign', 'models_promote', 'params_', 'extras_state', 'doctor', 'main']
+           'models_verify', 'models_sign', 'models_promote', 'params_', 'extras_state', 'processor', 'doctor', 'main']
 
 # %% ../../nbs/12_cli/10_main.ipynb #0d482bbe
 import json
@@ -487,6 +487,19 @@ def extras_state(
         return sorted(set(out))
     return {x: missing(x) for x in needs}
 
+_VECTORS = 'sse4_2', 'avx', 'avx2', 'fma', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve'
+
+def processor(
+    path:Path=Path('/proc/cpuinfo'),
+) -> str:
+    "Its name and its vector instructions, on which the last digits of a model depend"
+    import platform
+    try: lines = [tuple(map(str.strip, x.split(':', 1))) for x in path.read_text().splitlines() if ':' in x]
+    except OSError: return platform.processor() or platform.machine()
+    facts = dict(reversed(lines))
+    flags = set((facts.get('flags') or facts.get('Features') or '').split())
+    return f"{facts.get('model name') or platform.machine()}: {', '.join(v for v in _VECTORS if v in flags) or 'no vector instructions known'}"
+
 def _facts(s, settings):
     "Doctor's findings: (topic, what it is), in order"
     import importlib.metadata as md
@@ -502,6 +515,7 @@ def _facts(s, settings):
     for x, gone in extras_state().items(): yield f'extra [{x}]', 'complete' if not gone else f"lacks {', '.join(gone)}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
+    yield 'processor', processor()
     yield 'cores', f'{cores} usable of {os.cpu_count()}; memory {memory:.1f} GiB'
     yield 'NPROC', f"{os.environ.get('NPROC', 'not set')} (threads of XLA's CPU pool; cpu_threads = {s.cpu_threads} in the settings)"
     yield 'malloc', ', '.join(f"{k}={os.environ.get(k, 'not set')}" for k in _MALLOC)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .console import console, epilog, say, table
+from .console import BundleOption, BundlePosition, console, epilog, one_bundle, say, table
 
 # %% ../../nbs/12_cli/30_operate.ipynb #a3dfe804
 _MENU = .01, .02, .05, .1, .2
@@ -40,7 +40,8 @@ def _promises(screen, rows):
     screen.print(t)
 
 def operate(
-    bundle:Annotated[Path, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle.')]=Path('bundle'),
+    bundle:BundlePosition=None,
+    named:BundleOption=None,
     max_escape:Annotated[list[str]|None, typer.Option('--max-escape', metavar='[SEVERITY=]RATE', help='Promise that at most this share of new defective parts (of this severity; default: critical) passes. May be given for each severity.')]=None,
     cost_escape:Annotated[float|None, typer.Option(min=0, help='Cost of an escape, instead of a promise.')]=None,
     cost_overkill:Annotated[float, typer.Option(min=0, help='Cost of a good part stopped.')]=1.,
@@ -49,6 +50,7 @@ def operate(
     write:Annotated[Path|None, typer.Option(metavar='DIR', help='Write a copy of the bundle with the new threshold.')]=None,
 ):
     "The threshold that keeps a promise on escapes. With what it costs in overkill, how sure that is, and on how many parts it rests; refuses what the parts can't carry."
+    bundle = one_bundle(bundle, named)
     from sads_jax.core.errors import DataError, ParamsError
     from sads_jax.core.params import parse_params
     from sads_jax.evaluation.operating import choose_threshold, read_calibration, worst_severity

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .console import console, epilog, say, table
+from .console import BundleOption, BundlePosition, console, epilog, one_bundle, say, table
 
 # %% ../../nbs/12_cli/50_parity.ipynb #f326a979
 PARITY_EXAMPLES = epilog('sads parity bundle', 'sads parity bundle --models models --images day7/', '',
@@ -26,7 +26,8 @@ def _size(bundle, artefact):
     return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in programs))/1e6
 
 def parity(
-    bundle:Annotated[Path, typer.Argument(metavar='BUNDLE', help='Folder of a model bundle.')]=Path('bundle'),
+    bundle:BundlePosition=None,
+    named:BundleOption=None,
     models:Annotated[Path|None, typer.Option(metavar='DIR', help='Folder of the trained networks.')]=None,
     images:Annotated[Path|None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')]=None,
     settings:Annotated[Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')]=Path('settings.ini'),
@@ -34,6 +35,7 @@ def parity(
     "Whether all forms of a model decide alike. Drift stage by stage, verdicts, size, load time, images/s; exit status 1 if one is not the model that was trained."
     import time
 
+    bundle = one_bundle(bundle, named)
     from sads_jax.core.errors import DataError
     from sads_jax.core.settings import load_settings
     from sads_jax.data.images import read_image

@@ -143,6 +143,8 @@ def pick_golden(
             if q and len(out) < n: out.append(q.pop(0))
     return out
 
+def _nothing_to_calibrate(): return DataError('no labelled photographs', where='the calibration split', remedy='Enlarge split.calibration')
+
 # %% ../../nbs/11_orchestrators/20_training.ipynb #24d8c0c7
 class CVTrainingOrchestrator:
     "From a folder of photographs to a registered model"
@@ -205,6 +207,7 @@ class CVTrainingOrchestrator:
             looks = splits.look(data, progress=lambda items: self.progress.track(items, 'look at photographs', len(items)))
             twins = splits.near_duplicates(data, spec.near_duplicate, looks=looks)
             split = splits.split_parts(data, spec, self.params.seed, twins)
+            if not any(data.by_id[i].defective is not None for i in split['calibration']): raise _nothing_to_calibrate()
             audit = splits.audit_leaks(split, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
             audit['shortcuts'] = splits.shortcut_audit(data, looks=looks)
             with whole_folder(self.path('data', 'split')) as out:
@@ -276,7 +279,7 @@ class CVTrainingOrchestrator:
                 params=self.params, code=_code(), data={'kind': self.params.data.kind, 'fingerprint': read_fingerprint(self.path('data', 'split', 'split.json')),
                     'splits': {k: len(v) for k, v in split.items()}, 'categories': list(data.categories)})
             records = [data.by_id[i] for i in split['calibration'] if data.by_id[i].defective is not None]
-            if not records: raise DataError('no labelled photographs', where='the calibration split', remedy='Enlarge split.calibration')
+            if not records: raise _nothing_to_calibrate()
             # the very classes, the very program that will serve
             pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
             reports, spec = self._reports(pipeline, [data.path(r) for r in records], 'calibrate'), self.params.decision

@@ -117,9 +117,16 @@ class WandbTracker(_Tracker):
         self._run = None
 
 # %% ../../nbs/08_registry/20_trackers.ipynb #47ce5357
+def _have_a_name():
+    "MLflow writes down who made a run; in a container the user may have no name"
+    import getpass
+    try: getpass.getuser()
+    except (KeyError, OSError): os.environ['LOGNAME'] = f'uid-{os.getuid()}'
+
 def _mlflow_client(uri):
     "A client that is quiet on its first use and sends nothing home"
     os.environ['MLFLOW_DISABLE_TELEMETRY'] = 'true'
+    _have_a_name()
     for name in ('alembic', 'mlflow.store.db.utils', 'mlflow.store.model_registry', 'mlflow.tracking'): logging.getLogger(name).setLevel(logging.WARNING)
     try: from mlflow import MlflowClient
     except ModuleNotFoundError as e: raise SADSError(f'{e.name} is not installed', remedy='pip install "sads_jax[track]"') from e

@@ -77,7 +77,7 @@ def poisoned(params, name, x):
 @pytest.mark.parametrize('x', [np.nan, np.inf, -np.inf])
 def test_a_network_with_one_weight_that_is_no_number_never_passes(x):
     params, cascade = F.random_params(), jax.jit(F.random_cascade())
-    decide = SADSPostprocessor(F.CATEGORIES, DecisionSpec(rules=()), .999)
+    decide = SADSPostprocessor(F.CATEGORIES, MILD, .999)
     rng = np.random.default_rng(0)
     photos = np.stack([F.noise_image(rng, 64, 64) for _ in range(3)])
     whole = jax.device_get(cascade(params, photos))

@@ -326,7 +326,7 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
     folder = _find_bundle(bundle, model, s)
     admit_bundle(folder, s)
     pipeline = load_pipeline(folder, settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id, every_box=False)
-    table, count, errors = _table('file', 'verdict', 'score', 'defects', 'reason'), Counter(), []
+    table, count, unseen, errors = _table('file', 'verdict', 'score', 'defects', 'reason'), Counter(), Counter(), []
     with ExitStack() as stack:
         lines = open_lines(out, stack)
         for file, r in _progress(judge_files(pipeline, files, s.max_batch_size), len(files), s.progress):
@@ -334,11 +334,13 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
             if overlays is not None: _write_overlays([(file, r)], files, overlays, s.max_megapixels)
             if not quiet and (len(files) <= _ROWS or table.row_count < _ROWS and (isinstance(r, SADSError) or r.verdict != 'PASS')): table.add_row(*_verdict_row(file, r))
             if isinstance(r, SADSError): errors.append(r)
-            else: count[r.verdict.value] += 1
+            else:
+                count[r.verdict.value] += 1
+                unseen.update(x.rule for x in r.reasons if x.rule in ('not inspected', 'not usable'))
     console = _console(stderr=str(out) == '-')
     if not quiet: console.print(table)
     if not quiet and len(files) > _ROWS: console.print(f'of {len(files)} photographs, the first {table.row_count} that did not pass; --out writes all')
-    console.print(f"{sum(count.values())} judged: {', '.join(f'{count[v]} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))}" + ''.join(f'; {n} {rule}' for rule, n in sorted(pipeline.uninspected.items())) + (f"; {len(errors)} error{'s'*(len(errors) > 1)}" if errors else ''))
+    console.print(f"{sum(count.values())} judged: {', '.join(f'{count[v]} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))}" + ''.join(f'; {n} {rule}' for rule, n in sorted(unseen.items())) + (f"; {len(errors)} error{'s'*(len(errors) > 1)}" if errors else ''))
     for e in errors: _say(f'error: {e}')
     if errors: raise typer.Exit(1)
 

@@ -155,7 +155,7 @@ def unsound(
     if score.shape != () or not _within(score, 0, 1): return f'the image score is {score}, not one number in 0..1'
     if dense.ndim != 2 or not dense.size or not _within(dense, 0, 1): return 'the defect map is empty or not in 0..1'
     if f.anomaly is None and measures_anomaly: return 'the distance from good parts was not measured'
-    if f.anomaly is not None and not (np.shape(f.anomaly) == () and 0 <= f.anomaly < np.inf): return f'the distance from good parts is {f.anomaly}'
+    if f.anomaly is not None and not (np.shape(f.anomaly) == () and -_SLACK <= f.anomaly < np.inf): return f'the distance from good parts is {f.anomaly}'
     rows = {'boxes': (4,), 'scores': (), 'label_scores': (n_labels,), 'crop_boxes': (4,), 'masks': (None, None), 'tile_scores': ()}
     for name, shape in rows.items():
         a = getattr(f, name)

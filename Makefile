@@ -1,5 +1,5 @@
 # make repro   data -> three models -> evaluation -> a registered model, and a summary
-# make test    every notebook, then pytest
+# make test    every notebook, then pytest without what takes minutes (.ci/run has that, too)
 # make serve   answer POST /predict with the model that `make repro` registered
 # make docs    the site, in _proc/_docs          make lint   ruff
 # make bench   side by side with other people's models; WORKDIR=a finished run, STEEL=one of recipes/neu_steel.yaml
@@ -30,7 +30,7 @@ repro: $(STAMP)
 
 test: $(STAMP)
 	@python tools/test_notebooks.py
-	@python -m pytest -n 2 --dist loadfile
+	@python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 serve: $(STAMP)
 	@sads serve $(ARGS)

@@ -68,6 +68,7 @@ def test_what_was_learnt_without_labels_is_kept_for_a_run_that_is_killed_later(t
     assert np.abs(first['mix'] - np.eye(3)).max() > 1e-4 and first.keys() == {'mix'}
     np.testing.assert_array_equal(learn(jnp.zeros((3, 3)))['mix'], first['mix'])
 
+@pytest.mark.slow
 def test_few_labels_and_all_photographs(tmp_path):
     "Twelve parts, of which four are labelled"
     params = Params.model_validate({'data': {'kind': 'synthetic', 'n_parts': 12, 'exposures': 1, 'size': 64, 'defective': .9}, 'image': {'buckets': [[64, 64]]},

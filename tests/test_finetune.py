@@ -41,6 +41,7 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('whole')
 def whole(photographs, folder): return trained(photographs, folder)
 
 
+@pytest.mark.slow
 def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photographs, whole, tmp_path):
     heads, rows = trained(photographs, tmp_path, unfreeze_steps=0)
     weights, more = whole
@@ -70,6 +71,7 @@ def test_a_run_killed_in_either_part_ends_with_the_same_bits(photographs, whole,
     assert rows == whole[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['classifier', 'segmenter'])
 def test_models_of_crops_thaw_too(photographs, tmp_path, task):
     frozen, _ = trained(photographs, tmp_path/'a', task, unfreeze_steps=0)
@@ -78,6 +80,7 @@ def test_models_of_crops_thaw_too(photographs, tmp_path, task):
     assert not np.array_equal(frozen[name], thawed[name]) and all(np.isfinite(r['loss']) for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['classifier', 'segmenter'])
 def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder, tmp_path, task):
     weights, _ = trained(photographs, tmp_path/'a', task, start_from=folder, unfreeze_steps=0)
@@ -88,6 +91,7 @@ def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder
     assert moved and all(int(k.split('/')[2]) >= 9 for k in moved)
 
 
+@pytest.mark.slow
 def test_a_thinned_backbone_is_smaller_learns_and_is_handed_on(photographs, tmp_path):
     told = []
     weights, rows = trained(photographs, tmp_path/'a', keep=.4, progress=lambda what, done, total, row: told.append((what, done, total)))

@@ -21,7 +21,7 @@ from sads_jax.core.errors import DataError, UnknownKind
 from sads_jax.data.records import ImageRecord, annotate_mask
 from sads_jax.evaluation import compare, evaluate, intervals, localisation, metrics, pod, report, slices, suspects
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=40, deadline=None)
 scored = st.lists(st.tuples(st.booleans(), st.sampled_from([i/8 for i in range(9)])), min_size=1, max_size=40) # many ties
 
 

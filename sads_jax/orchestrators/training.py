@@ -22,6 +22,8 @@ from ..core.errors import DataError, SADSError
 from ..core.files import mark, owned, refuse_foreign, remove, sweep, whole_files, whole_folder, write_whole
 from ..core.params import DataSpec, Params
 from ..core.settings import Settings
+from ..core.types import BOX_FLOOR, IMAGE_FLOOR
+from ..data.images import read_image
 from .base import Busy, Progress, Stage, Stamps, code_hash, code_revision, digest, folder_state, pick, settle
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #36e160f3
@@ -110,7 +112,6 @@ def joint_weights(
     "All weights in one flat dictionary, and the cascade's two floors at 0"
     import numpy as np
 
-    from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
     return {f'{t}/{k}': v for t, (_, weights, _) in models.items() for k, v in weights.items() if v.size} | {IMAGE_FLOOR: np.float32(0), BOX_FLOOR: np.float32(0)}
 
 # %% ../../nbs/11_orchestrators/20_training.ipynb #e72d438f
@@ -253,11 +254,9 @@ class CVTrainingOrchestrator:
     def calibrate(self) -> None:
         "Join the models into one program, write the bundle, and let it find its threshold on the calibration split"
         from sads_jax.data.splits import read_fingerprint
-        from sads_jax.data.images import read_image
         from sads_jax.domains.surface.gate import fit_gate
         from sads_jax.domains.surface.rules import check_decision, lint_rules, rules_version
         from sads_jax.evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
-        from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
         from sads_jax.evaluation.probability import fit_probability
         from sads_jax.inference.export import export_program
         from sads_jax.inference.onnx import export_onnx
@@ -293,7 +292,7 @@ class CVTrainingOrchestrator:
             limit, why = choose_limit(spec.review_overkill, *zip(*good)) if good else (None, None)
             known = [data.by_id[i] for s in ('train', 'val', 'calibration') for i in split[s] if data.by_id[i].defective is False]
             known = known[::max(1, len(known)//400)]
-            gate, usual = fit_gate((read_image(data.path(r)) for r in known), [r.part_id for r in known], lambda far, parts: choose_limit(spec.gate_overkill, far, parts, [True]*len(far), 'of the photograph'))
+            gate, usual = fit_gate((data.photograph(r) for r in known), [r.part_id for r in known], lambda far, parts: choose_limit(spec.gate_overkill, far, parts, [True]*len(far), 'of the photograph'))
             version = set_threshold(bundle, threshold, chosen | ({'anomaly': why} if why else {}) | ({'gate': usual} if usual else {}), limit, curve, gate=gate)
             if self.params.evaluate.golden:
                 pipeline = load_pipeline(bundle, settings=self.settings, cache_dir=self.settings.cache_dir)
@@ -319,7 +318,6 @@ class CVTrainingOrchestrator:
 
     def parity(self) -> list:
         "Let every form of the bundle judge what the networks in Python judge: its golden photographs and `export.photographs` others of the calibration split; a `Parity` for each form"
-        from sads_jax.data.images import read_image
         from sads_jax.inference.parity import compare_forms
         from sads_jax.registry.bundle import load_pipeline, read_bundle
         info, data = read_bundle(self.bundle), self.data()

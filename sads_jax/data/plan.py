@@ -94,7 +94,7 @@ def warnings(
     if not bad: out.append('no defective part: nothing can be learnt of defects, and training will refuse; add some')
     elif bad < 30: out.append(f'{bad} defective photographs: rates will have wide intervals; a guarantee of 5 % escapes needs about 60 calibration parts')
     if rare and bad: out.append(f'few examples, so their names will often be wrong: {", ".join(rare)}')
-    if bad and not seen.marked: out.append('no label says where a defect is: the model learns from whole photographs, and its outlines will be rough')
+    if bad and not seen.marked: out.append('no label says where a defect is: the segmenter has nothing to learn, and training will refuse; outline or box some defects')
     if 'data.part_id_pattern' not in keys and layout.kind not in ('magnetic_tile', 'synthetic') and seen.parts >= seen.looked_at*.95:
         out.append('each photograph counts as a part of its own; near twins are searched for. Where a part has several photographs, set data.part_id_pattern')
     if seen.failed: out.append(f'{len(seen.failed)} of {seen.looked_at + len(seen.failed)} cannot be read, e.g. {seen.failed[0]}')

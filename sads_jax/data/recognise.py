@@ -120,7 +120,8 @@ def good_folders(
 def _with_photos(listing, folder):
     return sorted({p.relative_to(folder).parts[0] for p in listing.photos if p.is_relative_to(folder) and len(p.relative_to(folder).parts) > 1})
 
-def _folder_layouts(root, listing):
+def _folder_layouts(root, listing, labelled):
+    "`labelled`: another layout fits, so that folders none of which is of good parts are no classes"
     names = _with_photos(listing, root)
     sets = [n for n in names if (root/n/'train').is_dir() and good_folders(_with_photos(listing, root/n/'train'))]
     if sets and not (root/'train').is_dir():
@@ -131,6 +132,7 @@ def _folder_layouts(root, listing):
     else: classes, how = [n for n in names if n != 'ground_truth'], 'a folder for each class'
     if not classes: return
     good = good_folders(classes)
+    if labelled and not good: return
     bad = [c for c in classes if c not in good]
     fields = {'root': root} | ({'good': good} if good and not {g.lower() for g in good} <= {'good', 'ok', 'free', 'normal'} else {})
     yield Layout('folder', fields, f'{how}: good parts in {", ".join(good) or "no folder"}; defects {", ".join(bad) or "none"}')
@@ -148,7 +150,7 @@ def recognise(
     root = Path(root)
     listing = listing or list_folder(root)
     found = [x for rule in (_tile_layouts, _coco_layouts, _voc_layouts) for x in rule(root, listing)]
-    try: found += [x for x in _folder_layouts(root, listing) if not found or 'good parts in no' not in x.why]
+    try: found += _folder_layouts(root, listing, bool(found))
     except DataError:
         if not found: raise
     if found: return found

@@ -321,6 +321,7 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
     files = find_photographs(sources)
     if out is not None and str(out) != '-': own_file(out, r'\{"(error|file)"')
     if overlays is not None: mark(overlays)
+    from sads_jax.domains.surface.rules import UNSEEN
     from sads_jax.registry.bundle import load_pipeline
     from sads_jax.registry.signing import admit_bundle
     folder = _find_bundle(bundle, model, s)
@@ -336,7 +337,7 @@ def predict(sources:Annotated[list[str], typer.Argument(metavar='FILE|FOLDER|GLO
             if isinstance(r, SADSError): errors.append(r)
             else:
                 count[r.verdict.value] += 1
-                unseen.update(x.rule for x in r.reasons if x.rule in ('not inspected', 'not usable'))
+                unseen.update(x.rule for x in r.reasons if x.rule in UNSEEN)
     console = _console(stderr=str(out) == '-')
     if not quiet: console.print(table)
     if not quiet and len(files) > _ROWS: console.print(f'of {len(files)} photographs, the first {table.row_count} that did not pass; --out writes all')

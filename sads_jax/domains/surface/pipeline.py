@@ -26,6 +26,7 @@ from ...core.pictures import MAX_MEGAPIXELS, picture_bytes
 from ...data.images import Placement, read_image
 from .gate import unusable
 from .postprocessor import SADSPostprocessor
+from .rules import UNSEEN
 from ...inference.predictor import BaseCVPredictor
 
 # %% ../../../nbs/06_domains/surface/40_pipeline.ipynb #f62fc748
@@ -195,8 +196,7 @@ class SADSPipeline:
         defects, verdict, reasons, score = self.postprocessor(findings, placement, photo.pixels, doubt)
         decide_ms = (time.perf_counter() - start)*1e3
         inspected = reasons[0].rule != 'not inspected'
-        for r in reasons:
-            if r.rule in ('not inspected', 'not usable'): self.uninspected[r.rule] += 1
+        self.uninspected.update(r.rule for r in reasons if r.rule in UNSEEN)
         if not inspected: _log.error('photograph %s: %s', photo.sha256[:12], reasons[0].text)
         h, w = photo.pixels.shape[:2]
         return InspectionReport(verdict=verdict, reasons=reasons, defects=defects, image_score=score,

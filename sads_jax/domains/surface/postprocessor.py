@@ -255,8 +255,8 @@ class SADSPostprocessor:
         return None if self.probabilities is None else round(float(np.interp(score, *self.probabilities)), 4)
 
     def anomaly(self, findings:Findings) -> float|None:
-        "Distance of one image from good parts, as a share of the limit; None without a limit, a model of good parts, or a finite distance"
-        if findings.anomaly is None or self.anomaly_limit is None or not np.isfinite(findings.anomaly): return None
+        "Distance of one image from good parts, as a share of the limit; None without a limit or a model of good parts"
+        if findings.anomaly is None or self.anomaly_limit is None: return None
         return round(float(findings.anomaly)/self.anomaly_limit, 4)
 
     def _unknown(self, score, findings):

@@ -174,11 +174,9 @@ class Run:
 
 def training_minutes(workdir):
     "Wall time from the finished split to the last finished model, as `sads run` left it"
-    stamps = workdir / ".sads/stages"
-    at = {p.stem: p.stat().st_mtime for p in stamps.glob("*.json")}
-    trained = [v for k, v in at.items() if k.startswith("train-")]
-    if "split" not in at or len(trained) < 3: raise SystemExit(f"{workdir} does not say how long its training took: give --minutes")
-    return max((max(trained) - at["split"]) / 60, .1)
+    began, models = workdir / "data/split/split.json", [workdir / "models" / t / "model.json" for t in ("detector", "segmenter", "classifier")]
+    if not all(p.exists() for p in (began, *models)): raise SystemExit(f"{workdir} does not say how long its training took: give --minutes")
+    return max((max(p.stat().st_mtime for p in models) - began.stat().st_mtime) / 60, .1)
 
 
 def train(run, peer):

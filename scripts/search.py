@@ -28,9 +28,12 @@ from pathlib import Path
 import yaml
 
 from sads_jax.core.errors import ParamsError, SADSError
-from sads_jax.core.params import load_params
+from sads_jax.core.params import dump_params, load_params
 from sads_jax.core.settings import load_settings
-from sads_jax.orchestrators.training import STAGES, CVTrainingOrchestrator
+from sads_jax.data.records import read_coco
+from sads_jax.data.splits import read_split
+from sads_jax.orchestrators.project import make_runnable, reproduce, seen_from, stage_graph
+from sads_jax.orchestrators.training import compose_training
 
 
 def read_space(path):
@@ -58,13 +61,20 @@ def suggest(trial, name, given):
 
 
 def shared_stages(fields):
-    "Stages that no field touches, nor any stage they need: the same for all trials"
-    mine = []
-    for name, stage in STAGES.items():
-        touched = any(f == p or f.startswith(p + ".") or p.startswith(f + ".") for f in fields for p in stage.params)
-        if not touched and all(n in mine for n in stage.needs) and name not in ("calibrate", "evaluate", "register"):
+    "Stages of dvc.yaml that no field touches, nor any stage they need: the same for all trials"
+    graph, mine = stage_graph(), []
+    written = {output: name for name, stage in graph.items() for output in outputs(stage)}
+    for name, stage in graph.items():
+        touched = any(f == p or f.startswith(p + ".") or p.startswith(f + ".") for f in fields for p in stage.get("params", []))
+        needs = {written[d] for d in stage.get("deps", [])} - {"code"}
+        if not touched and needs <= set(mine) and name not in ("code", "calibrate", "evaluate", "register"):
             mine.append(name)
     return mine
+
+
+def outputs(stage):
+    "What a stage of dvc.yaml writes"
+    return [next(iter(o)) for o in stage.get("outs", []) + stage.get("metrics", [])]
 
 
 def trial_params(path, assignments):
@@ -72,27 +82,42 @@ def trial_params(path, assignments):
     return load_params(path, [*assignments, "split.refit=false"])
 
 
+def run_common(folder, params, stages, env):
+    "The shared stages, in a DVC project of their own: a search that goes on does none of them again"
+    folder.mkdir(parents=True, exist_ok=True)
+    params = seen_from(folder, params)
+    (folder / "params.yaml").write_text(dump_params(params))
+    make_runnable(folder, getattr(params.data, "root", None))
+    if stages:
+        reproduce(folder, stages, env=env)
+
+
 def copy_common(common, folder, stages):
-    "Outputs and stamps of the shared stages, times of change included, which stamps look at"
-    for name in stages:
-        for out in STAGES[name].outs:
-            shutil.copytree(common / out, folder / out, dirs_exist_ok=True)
-        stamp = common / ".sads/stages" / f"{name.replace('@', '-')}.json"
-        (folder / ".sads/stages").mkdir(parents=True, exist_ok=True)
-        shutil.copy2(stamp, folder / ".sads/stages")
+    "Outputs of the shared stages"
+    for out in (o for name in stages for o in outputs(stage_graph()[name])):
+        shutil.copytree(common / out, folder / out, dirs_exist_ok=True)
 
 
-def of_validation(run):
+def run_rest(line, shared):
+    "The stages up to the bundle that are not shared; their names"
+    names = [n for n in stage_graph() if n not in (*shared, "code", "evaluate", "register")]
+    for name in names:
+        stage, _, task = name.partition("-")
+        line.stage(stage, task or None)
+    return names
+
+
+def of_validation(at, params, settings):
     "Figures of the bundle on the validation split, as metrics.json has them; the test split is not read"
     from sads_jax.evaluation.evaluate import METRICS, EvaluationOrchestrator
     from sads_jax.registry.bundle import load_pipeline
 
-    data, ids = run.data(), run.split_ids()["val"]
+    data, ids = read_coco(at.dataset), read_split(at.split / "split.json")["val"]
     if len({bool(data.by_id[i].defective) for i in ids}) < 2:
         raise SADSError("the validation split has no good or no defective photographs", remedy="Enlarge split.val")
-    pipeline = load_pipeline(run.bundle, settings=run.settings, cache_dir=run.settings.cache_dir)
-    metrics = EvaluationOrchestrator(pipeline, METRICS, batch_size=run.params.evaluate.batch_size).run(data, ids).metrics
-    (run.workdir / "val_metrics.json").write_text(json.dumps(metrics, indent=1, default=float))
+    pipeline = load_pipeline(at.bundle, settings=settings, cache_dir=settings.cache_dir)
+    metrics = EvaluationOrchestrator(pipeline, METRICS, batch_size=params.evaluate.batch_size).run(data, ids).metrics
+    (at.workdir / "val_metrics.json").write_text(json.dumps(metrics, indent=1, default=float))
     return metrics
 
 
@@ -153,19 +178,18 @@ def main():
     args.workdir.mkdir(parents=True, exist_ok=True)
     settings = settings.model_copy(update={"cache_dir": (args.workdir / "cache").absolute()})  # programs are compiled once for all trials
     shared, common = shared_stages(space["fields"]), args.workdir / "common"
-    base = CVTrainingOrchestrator(trial_params(args.params, args.assignments), settings, common)
-    for name in shared:
-        if not base.stamps.fits(STAGES[name], base.key(name), common):
-            base.stage(name)
+    env = {"SADS_CACHE_DIR": str(settings.cache_dir)}
+    run_common(common, trial_params(args.params, args.assignments), shared, env)
 
     def objective(trial):
         values = [f"{name}={json.dumps(suggest(trial, name, given))}" for name, given in space["fields"].items()]
         folder, began = args.workdir / f"trial-{trial.number:04d}", time.perf_counter()
         shutil.rmtree(folder, ignore_errors=True)
         copy_common(common, folder, shared)
-        run = CVTrainingOrchestrator(trial_params(args.params, [*args.assignments, *values]), settings, folder)
-        ran = run.run(until="calibrate")
-        found = pick(of_validation(run), space["metric"])
+        params = trial_params(args.params, [*args.assignments, *values])
+        line = compose_training(params, settings, folder)
+        ran = run_rest(line, shared)
+        found = pick(of_validation(line.at, params, settings), space["metric"])
         trial.set_user_attr("minutes", round((time.perf_counter() - began) / 60, 2)), trial.set_user_attr("ran", ran)
         shutil.rmtree(folder / "data")  # as in `common`
         return found

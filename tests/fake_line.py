@@ -3,6 +3,7 @@
 python tests/fake_line.py stage ingest
 """
 import hashlib
+import json
 import sys
 import types
 from pathlib import Path
@@ -10,9 +11,14 @@ from pathlib import Path
 import dark_cascade as dark
 import numpy as np
 
-import sads_jax.orchestrators.training as T
+from sads_jax.core.errors import DataError
 from sads_jax.core.params import dump_params
+from sads_jax.domains.base import Cascade
+from sads_jax.domains.surface.domain import SurfaceDomain
 from sads_jax.models.store import save_model
+from sads_jax.orchestrators import training
+from sads_jax.orchestrators.stages import TASKS
+from sads_jax.orchestrators.training import compose_training
 
 
 def train_task(name, data, split, params, out, *, start_from=None, checkpoints=None, progress=None):
@@ -29,16 +35,23 @@ def train_anomaly(data, split, params, detector, out, **_):
     save_model(out, 'anomaly', {}, {'w': np.float32([params.anomaly.shrinkage])}, [])
     return len(split['train'])
 
+class DarkDomain(SurfaceDomain):
+    "The surface domain, whose networks are the dark cascade"
+    def build(self, models, params, labels):
+        read = {t: json.loads((Path(models)/t/'model.json').read_text()) for t in (*TASKS, 'anomaly')}  # all must be there
+        if tuple(read['classifier'].get('classes', labels)) != tuple(labels):
+            raise DataError('was trained on other defect classes', where=Path(models)/'classifier')
+        return Cascade(dark.cascade(labels), dark.WEIGHTS, False)
+
+    def name_boxes(self, models, params): return None
+
+def line(params, settings=None, workdir='.', **more):
+    "`compose_training` with the stand-ins"
+    return compose_training(params, settings, workdir, **{'domain': DarkDomain(), 'train_task': train_task, 'train_anomaly': train_anomaly} | more)
+
 def install():
-    "Put the stand-ins in"
-    for name, function in (('trainers', train_task), ('anomaly', train_anomaly)):
-        module = types.ModuleType(f'sads_jax.training.{name}')
-        setattr(module, function.__name__, function)
-        sys.modules[module.__name__] = module
-    T.load_models = lambda folder: {t: (None, {}, {'classes': dark.LABELS}) for t in T.TASKS if (Path(folder)/t/'model.json').read_text()}
-    T.build_cascade = lambda models, params, categories: dark.cascade(categories)
-    T.joint_weights = lambda models: dark.WEIGHTS
-    T.CVTrainingOrchestrator._box_classifier = lambda self: None
+    "Put the stand-ins in the place of what the command line calls"
+    training.compose_training = line
 
 if __name__ == '__main__':
     install()

@@ -34,13 +34,20 @@ import sads_jax.training.loop  # noqa: F401
 from sads_jax.core.files import sweep
 from sads_jax.core.params import dump_params, load_params
 from sads_jax.core.settings import load_settings
-from sads_jax.orchestrators.training import STAGES, CVTrainingOrchestrator
+from sads_jax.orchestrators import training
+from sads_jax.orchestrators.project import stage_graph
 from sads_jax.registry.bundle import verify_bundle
 from sads_jax.registry.registries import MLflowRegistry
 
-OTHER = {'ingest': 'data.n_parts=20', 'split': 'split.seed_offset=1', 'train@detector': 'detector.trainer.learning_rate=0.002',
-    'train@segmenter': 'segmenter.trainer.learning_rate=0.002', 'train@classifier': 'classifier.context=1.6', 'anomaly': 'anomaly.shrinkage=0.3',
+OTHER = {'ingest': 'data.n_parts=20', 'split': 'split.seed_offset=1', 'train-detector': 'detector.trainer.learning_rate=0.002',
+    'train-segmenter': 'segmenter.trainer.learning_rate=0.002', 'train-classifier': 'classifier.context=1.6', 'anomaly': 'anomaly.shrinkage=0.3',
     'calibrate': 'decision.review_margin=0.4', 'evaluate': 'evaluate.gallery=2', 'register': 'seed=0'}
+
+def outputs(s) -> list[str]:
+    "What a stage of dvc.yaml writes"
+    return [next(iter(o)) for o in s.get('outs', []) + s.get('metrics', [])]
+
+OUTS = {name: outputs(s) for name, s in stage_graph().items() if name != 'code'}
 
 def look(place:Path) -> str|None:
     "Hash of a file, or of all names and contents of a folder; None if there is none"
@@ -50,7 +57,7 @@ def look(place:Path) -> str|None:
 
 def looks(stage=None) -> dict[str, str|None]:
     "Hashes of the outputs of one stage, or of all"
-    return {o: look(Path(o)) for s in STAGES.values() if stage in (None, s.name) for o in s.outs}
+    return {o: look(Path(o)) for name, outs in OUTS.items() if stage in (None, name) for o in outs}
 
 def forked(work) -> int:
     "Run `work` in a process group of its own; its process id"
@@ -78,7 +85,8 @@ def on_operation(do):
 def run_stage(name):
     "One stage with other parameters"
     settings = load_settings().model_copy(update={'progress': 'none', 'tracking': 'disabled'})
-    CVTrainingOrchestrator(load_params('params.yaml', [OTHER[name]]), settings).stage(name)
+    stage, _, task = name.partition('-')
+    training.compose_training(load_params('params.yaml', [OTHER[name]]), settings).stage(stage, task or None)
 
 def counted(name) -> tuple[int, float]:
     "Operations on files and seconds that a stage takes"
@@ -149,7 +157,7 @@ def main():
     args.add_argument('workdir', type=Path)
     args.add_argument('--times', type=int, default=200)
     args.add_argument('--seed', type=int, default=0)
-    args.add_argument('--stages', default=','.join(STAGES), help='only these')
+    args.add_argument('--stages', default=','.join(OUTS), help='only these')
     args.add_argument('--real', action='store_true', help='real networks, in a folder where `dvc repro` has run')
     args = args.parse_args()
     if not args.real: prepare(args.workdir)

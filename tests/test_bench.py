@@ -40,11 +40,10 @@ def test_text_around_the_marks_stays(tmp_path, monkeypatch):
 def test_training_minutes(tmp_path):
     import os
     with pytest.raises(SystemExit, match='give --minutes'): bench.training_minutes(tmp_path)
-    stamps = tmp_path/'.sads'/'stages'
-    stamps.mkdir(parents=True)
-    for i, name in enumerate(('split', 'train-detector', 'train-classifier', 'train-segmenter', 'calibrate')):
-        (stamps/f'{name}.json').write_text('{}')
-        os.utime(stamps/f'{name}.json', (1000 + 60*i, 1000 + 60*i))
+    for i, name in enumerate(('data/split/split.json', *(f'models/{t}/model.json' for t in ('detector', 'classifier', 'segmenter')))):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text('{}')
+        os.utime(tmp_path/name, (1000 + 60*i, 1000 + 60*i))
     assert bench.training_minutes(tmp_path) == 3
 
 

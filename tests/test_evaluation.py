@@ -529,7 +529,7 @@ def test_tables_for_dvc(data, tmp_path):
 
 
 def test_summary_reads_like_a_sentence(data):
-    s = dict(evaluate.summary(evaluate.EvaluationOrchestrator(Oracle(data, spoil={8: 'PASS'})).run(data)))
+    s = dict(evaluate.summary(evaluate.EvaluationOrchestrator(Oracle(data, spoil={8: 'PASS'})).run(data).metrics))
     assert s['escape by part'].startswith('1 of 4 defective parts passed (25.0%; the true rate lies between 0.6% and 80.6%)')
     assert s['image AUROC'] == '1.000 (1.000 on 64 pairs of equal size)'
 

@@ -14,11 +14,10 @@ from sads_jax.cli.places import keep_params, own_file
 from sads_jax.core import files
 from sads_jax.core.errors import BundleError, ParamsError, RegistryError, SADSError
 from sads_jax.core.params import Params, SyntheticSpec, dump_params
-from sads_jax.core.settings import Settings
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.domains.surface.rules import rules_version
 from sads_jax.models.store import save_model
-from sads_jax.orchestrators.training import STAGES, CVTrainingOrchestrator
+from sads_jax.orchestrators import stages
 from sads_jax.registry.bundle import is_bundle, set_threshold, verify_bundle, write_bundle
 from sads_jax.registry.registries import MLflowRegistry, RegistryEntry
 
@@ -44,9 +43,8 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('core.files', 'sweep', 'shutil.rmtree'): 'a part by its name, that no process holds',
     ('core.files', 'write_whole', 'os.replace'): 'one file, named by its writer',
     ('core.files', 'write_whole', 'part.unlink'): 'a part, made and locked by this very call',
-    ('orchestrators.base', 'drop', 'self._path(stage).unlink'): 'one stamp in .sads/stages',
-    ('orchestrators.training', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
-    ('orchestrators.training', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
+    ('orchestrators.stages', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
+    ('orchestrators.stages', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
     ('registry.registries', '_fetch', 'got.rename'): 'from a download, in a part, to a name in a part',
     ('training.loop', '_save', 'remove'): 'core.files.remove, in a folder with our marker',
     ('training.loop', 'fit', 'remove'): 'core.files.remove, marked at the start'}
@@ -169,18 +167,6 @@ def test_out_never_costs_a_photograph(tmp_path):
     with pytest.raises(SADSError, match='part.png: is a file that this command did not write'): own_file(photo, r'\{"(error|file)"')
     with pytest.raises(SADSError, match='is a folder'): files.write_whole(tmp_path, 'x')
 
-def test_outputs_of_an_older_release_are_taken_over(tmp_path):
-    "No marker, but they are just as the stage's stamp says it left them"
-    o = CVTrainingOrchestrator(Params(data=SyntheticSpec(n_parts=8, exposures=1, size=64)), Settings(progress='none', tracking='disabled'), tmp_path)
-    o.run(until='split')
-    for out in ('data/dataset', 'data/split'): (tmp_path/out/files.MARKER).unlink()
-    for name in ('ingest', 'split'): o.stamps.put(STAGES[name], 'key of another release', tmp_path)
-    assert o.run(until='split') == ['ingest', 'split'] and files.owned(tmp_path/'data/split')
-    (tmp_path/'data/split'/files.MARKER).unlink()
-    (tmp_path/'data/split'/'notes.txt').write_text('mine')
-    with pytest.raises(SADSError, match='data/split: holds files'): o.run(until='split')
-    assert (tmp_path/'data/split'/'notes.txt').read_text() == 'mine'
-
 # ---------------------------------------------------------------- killed at each operation on files in turn
 
 DIES = '''
@@ -253,8 +239,8 @@ def test_a_bundle_half_made_is_never_met(tmp_path, monkeypatch):
 def test_calibrate_leaves_the_old_bundle_until_the_new_one_is_finished():
     "Every step of it works on a bundle elsewhere"
     import inspect
-    source = inspect.getsource(CVTrainingOrchestrator.calibrate)
-    assert 'whole_folder(self.bundle' in source and source.count('self.bundle') == 1
+    source = inspect.getsource(stages.calibrate)
+    assert 'whole_folder(at.bundle' in source and source.count('at.bundle') == 1
 
 # ---------------------------------------------------------------- the registry
 

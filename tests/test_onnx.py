@@ -21,6 +21,7 @@ from sads_jax.core.errors import BundleError, SADSError
 from sads_jax.core.params import TileSpec, parse_params
 from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR
 from sads_jax.data.images import read_image
+from sads_jax.domains.surface.assembly import build_cascade, joint_weights
 from sads_jax.domains.surface.rules import rules_version
 from sads_jax.inference.export import export_program, save_weights
 from sads_jax.inference.onnx import OnnxPredictor, _session, export_onnx, link_weights, translate
@@ -29,7 +30,6 @@ from sads_jax.inference.predictor import CVPredictor
 from sads_jax.inference.vetting import load_weights
 from sads_jax.models.backbone import pure, to_flat
 from sads_jax.models.store import MODELS
-from sads_jax.orchestrators.training import build_cascade, joint_weights
 from sads_jax.registry.bundle import load_pipeline, verify_bundle, write_bundle, write_golden
 from sads_jax.serving.service import warm_up
 

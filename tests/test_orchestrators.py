@@ -1,56 +1,60 @@
 "Stages, their keys and what they write; the networks are stood in for, everything around them is real."
-import functools
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dark_cascade as dark
+import fake_line
 import numpy as np
 import pytest
 import yaml
 
-import sads_jax.orchestrators.training as T
 from sads_jax.core.errors import BundleError, DataError, ParamsError, SADSError
 from sads_jax.core.files import MARKER, whole_folder
 from sads_jax.core.params import CocoSpec, SyntheticSpec, load_params
+from sads_jax.core.progress import Progress
 from sads_jax.core.settings import Settings, load_settings
-from sads_jax.orchestrators.base import Busy, Progress, code_hash, code_revision
+from sads_jax.data.records import InspectionData, read_coco, write_coco
+from sads_jax.domains.base import Cascade
+from sads_jax.domains.surface.assembly import shared_backbone
+from sads_jax.orchestrators import stages
+from sads_jax.orchestrators.base import Places, code_revision, package_hashes, settle
+from sads_jax.orchestrators.project import make_runnable, reproduce, stage_graph
+from sads_jax.orchestrators.training import NAMES, CVTrainingOrchestrator
 from sads_jax.registry.bundle import bundle_version, read_bundle, verify_bundle
+from sads_jax.registry.registries import MLflowRegistry
 
 ROOT = Path(__file__).parent.parent
 QUIET = Settings(tracking='disabled', progress='none')
 LABELS = dark.LABELS
+GRAPH = stage_graph()
 
-# ---------------------------------------------------------------- the files at the top say the same as the code
+# ---------------------------------------------------------------- the graph is in dvc.yaml, and nowhere else
 
-def test_dvc_yaml_is_the_table_of_stages():
-    said = {}
-    for name, s in yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'].items():
-        for item, value in s.get('foreach', {None: None}).items():
-            d = json.loads(json.dumps(s.get('do', s)).replace('${key}', item or '').replace('${item}', value or ''))
-            only = lambda xs: {next(iter(x)) if isinstance(x, dict) else x for x in xs}
-            said[f'{name}@{item}' if item else name] = (d['cmd'], only(d.get('deps', [])), set(d.get('params', [])), only([*d.get('outs', []), *d.get('metrics', [])]))
-    want = {}
-    for s in T.STAGES.values():
-        name, _, task = s.name.partition('@')
-        want[s.name] = (f'sads stage {name}' + (f' --task {task}' if task else ''), {*s.deps, *(f'sads_jax/{c}' for c in s.code)}, set(s.params), set(s.outs))
-    assert said == want
+def outs(s): return [next(iter(o)) for o in s.get('outs', []) + s.get('metrics', [])]
 
-def test_stages_name_what_exists():
-    outs = {o: s.name for s in T.STAGES.values() for o in s.outs}
-    for s in T.STAGES.values():
-        assert all((ROOT/'sads_jax'/c).exists() for c in s.code), s
-        assert {outs[d] for d in s.deps} == set(s.needs), s
+def test_every_stage_of_the_graph_is_one_that_can_be_called():
+    called = [s['cmd'].removeprefix('sads stage ') for s in GRAPH.values()]
+    assert called == ['code', 'ingest', 'split', *(f'train --task {t}' for t in stages.TASKS), *NAMES[3:]]
+
+def test_stages_read_what_others_write():
+    written = {o for s in GRAPH.values() for o in outs(s)}
+    assert all(d in written for s in GRAPH.values() for d in s.get('deps', []))
+    assert set(outs(GRAPH['code'])) == {f'code/{p}.txt' for p in package_hashes()}
+    at = Places(Path())
+    filled = {at.dataset, at.split, at.bundle, *(at.models/t for t in (*stages.TASKS, 'anomaly'))}
+    assert {str(p) for p in filled} == {o for o in written if not o.startswith(('code/', 'reports/'))}
 
 def test_plots_read_what_stages_write():
     text = (ROOT/'dvc.yaml').read_text()
     plots = yaml.safe_load(text)['plots']
     files = [f for p in plots for v in p.values() for f in v['y']]
-    assert all(any(f.startswith(o) for s in T.STAGES.values() for o in s.outs) for f in files) and len(files) >= 8
+    assert all(any(f.startswith(o) for s in GRAPH.values() for o in outs(s)) for f in files) and len(files) >= 8
 
 def test_the_committed_files_are_valid_and_complete(monkeypatch):
     for k in [k for k in os.environ if k.startswith('SADS_')]: monkeypatch.delenv(k)
@@ -59,199 +63,199 @@ def test_the_committed_files_are_valid_and_complete(monkeypatch):
     given, default = (keys(x) for x in (yaml.safe_load((ROOT/'params.yaml').read_text()), load_params(ROOT/'params.yaml').model_dump(mode='json')))
     assert given == default  # DVC compares the file, so every section must be in it
 
-# ---------------------------------------------------------------- keys: what makes a stage stale
+# ---------------------------------------------------------------- what makes a stage stale
 
-def stale(*assignments, **data):
-    a, b = (T.CVTrainingOrchestrator(p, QUIET, 'nowhere') for p in (dark.params(), dark.params(*assignments, **data)))
-    return [n for n in T.STAGES if a.key(n) != b.key(n)]
+def stale(*keys):
+    "Stages that depend on these keys of params.yaml, directly or through others"
+    touched = lambda s: any(k == p or k.startswith(p + '.') for k in keys for p in s.get('params', []))
+    out = []
+    for name, s in GRAPH.items():
+        if touched(s) or any(d in outs(GRAPH[n]) for n in out for d in s.get('deps', [])): out.append(name)
+    return out
 
-ALL = list(T.STAGES)
+ALL = [n for n in GRAPH if n != 'code']
 
-@pytest.mark.parametrize('assignments, first', [
-    (['decision.review_margin=0.4'], 'calibrate'), (['decision.threshold.kind=fixed'], 'calibrate'), (['evaluate.golden=2'], 'calibrate'),
-    (['decision.review_overkill=0.1'], 'calibrate'), (['anomaly.shrinkage=0.2'], 'anomaly'), (['anomaly.kind=none'], 'anomaly'), (['evaluate.gallery=2'], 'evaluate'), (['split.seed_offset=1'], 'split'), (['data.n_parts=15'], 'ingest'), (['seed=1'], 'ingest'),
-    (['image.buckets=[[96, 96]]'], 'train@detector')])
-def test_a_change_reruns_what_follows_and_no_more(assignments, first):
-    assert stale(*assignments) == ALL[ALL.index(first):]
+@pytest.mark.parametrize('key, first', [
+    ('decision.review_margin', 'calibrate'), ('decision.threshold.kind', 'calibrate'), ('evaluate.golden', 'calibrate'), ('domain.kind', 'calibrate'),
+    ('anomaly.shrinkage', 'anomaly'), ('evaluate.gallery', 'evaluate'), ('split.seed_offset', 'split'), ('data.n_parts', 'ingest'), ('seed', 'ingest'),
+    ('image.buckets', 'train-detector'), ('detector.trainer.steps', 'train-detector')])
+def test_a_change_reruns_what_follows_and_no_more(key, first):
+    assert stale(key) == ALL[ALL.index(first):]
 
 def test_one_task_leaves_those_alone_that_do_not_start_from_it():
-    assert stale('classifier.trainer.views=9') == ['train@classifier', 'calibrate', 'evaluate', 'register']
-    assert stale('segmenter.trainer.steps=9') == ['train@segmenter', 'train@classifier', 'calibrate', 'evaluate', 'register']
-    assert stale('detector.trainer.steps=9') == ALL[ALL.index('train@detector'):]
-
-def test_changed_photographs_are_noticed(tmp_path):
-    (tmp_path/'a.png').write_bytes(b'1')
-    p = dark.params().model_copy(update={'data': CocoSpec(root=tmp_path)})
-    o = T.CVTrainingOrchestrator(p, QUIET, 'nowhere')
-    before = o.key('ingest')
-    (tmp_path/'a.png').write_bytes(b'22')
-    assert o.key('ingest') != before
+    assert stale('classifier.trainer.views') == ['train-classifier', 'calibrate', 'evaluate', 'register']
+    assert stale('segmenter.trainer.steps') == ['train-segmenter', 'train-classifier', 'calibrate', 'evaluate', 'register']
 
 # ---------------------------------------------------------------- a whole run
 
-def fake_train(name, data, split, params, out, *, start_from=None, checkpoints=None, progress=None):
-    "Leaves a checkpoint, may be killed, then writes a 'model'"
-    log.append((name, checkpoints.name, checkpoints.exists()))
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    if name in killed: killed.remove(name); raise KeyboardInterrupt
-    progress(name, 1, 1, {'loss': .5})
-    with whole_folder(out) as new:
-        (new/'history.csv').write_text('step,loss,score\n1,0.5,0.5\n')
-        (new/'model.safetensors').write_bytes(b'weights')
-        (new/'model.json').write_text(json.dumps({'classes': list(data.categories)}))
+class Trainers:
+    "Stand-ins that leave a checkpoint, may be killed, then write a 'model'"
+    def __init__(self): self.log, self.killed = [], set()
 
-def fake_anomaly(data, split, params, detector, out, **_):
-    with whole_folder(out) as new: (new/'model.json').write_text('{}')
+    def task(self, name, data, split, params, out, *, start_from=None, checkpoints=None, progress=None):
+        self.log.append((name, checkpoints.name, checkpoints.exists()))
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if name in self.killed:
+            self.killed.remove(name)
+            raise KeyboardInterrupt
+        progress(name, 1, 1, {'loss': .5})
+        with whole_folder(out) as new:
+            (new/'history.csv').write_text('step,loss,score\n1,0.5,0.5\n')
+            (new/'model.safetensors').write_bytes(b'weights')
+            (new/'model.json').write_text(json.dumps({'classes': list(data.categories)}))
+
+    def anomaly(self, data, split, params, detector, out, **_):
+        with whole_folder(out) as new: (new/'model.json').write_text('{}')
 
 @pytest.fixture(scope='module')
 def ingested(tmp_path_factory):
     "A working folder after ingest and split"
     work = tmp_path_factory.mktemp('ingested')/'work'
-    T.CVTrainingOrchestrator(dark.params(), QUIET, work).run(until='split')
+    fake_line.line(dark.params(), QUIET, work).run(until='split')
     return work
 
 @pytest.fixture
-def line(tmp_path, monkeypatch, ingested):
+def trainers(): return Trainers()
+
+@pytest.fixture
+def line(tmp_path, ingested, trainers):
     "Makes orchestrators whose three models are the dark cascade"
-    global log, killed
-    log, killed = [], set()
-    trainers = type(sys)('sads_jax.training.trainers')
-    trainers.train_task = fake_train
-    monkeypatch.setitem(sys.modules, 'sads_jax.training.trainers', trainers)
-    good = type(sys)('sads_jax.training.anomaly')
-    good.train_anomaly = fake_anomaly
-    monkeypatch.setitem(sys.modules, 'sads_jax.training.anomaly', good)
-    def load(folder): return {t: (None, {}, json.loads((Path(folder)/t/'model.json').read_text())) for t in T.TASKS}
-    monkeypatch.setattr(T, 'load_models', load)
-    monkeypatch.setattr(T, 'build_cascade', lambda models, params, categories: dark.cascade(categories))
-    monkeypatch.setattr(T, 'joint_weights', lambda models: dark.WEIGHTS)
-    monkeypatch.setattr(T.CVTrainingOrchestrator, '_box_classifier', lambda self: None)
-    monkeypatch.setattr(T, 'code_hash', functools.cache(T.code_hash))
-    shutil.copytree(ingested, tmp_path/'work')  # times of change are kept, so the stamps hold
+    shutil.copytree(ingested, tmp_path/'work')
     quiet = QUIET.model_copy(update={'cache_dir': tmp_path/'cache'})
-    def make(*assignments, workdir=tmp_path/'work', **kw): return T.CVTrainingOrchestrator(dark.params(*assignments), quiet, workdir, **kw)
+    def make(*assignments, workdir=tmp_path/'work', **more):
+        given = {'train_task': trainers.task, 'train_anomaly': trainers.anomaly} | more
+        return fake_line.line(dark.params(*assignments), quiet, workdir, **given)
     return make
+
+def registry_of(work):
+    s = settle(QUIET, work)
+    return MLflowRegistry(s.registry_uri, s.registry_artifacts, s.model_name)
+
+def finish(o):
+    "The stages after the split"
+    for name in NAMES[2:]: o.stage(name)
 
 def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     told = []
     o = line(progress=lambda *what: told.append(what))
-    assert o.run(force=True) == ALL
+    assert o.run() == list(NAMES)
     assert {t[0] for t in told} >= {'ingest', 'detector', 'calibrate', 'evaluate'}
-    version = verify_bundle(o.bundle)
-    info, said = read_bundle(o.bundle), json.loads((tmp_path/'work/reports/registered.json').read_text())
+    version, registry = verify_bundle(o.at.bundle), registry_of(tmp_path/'work')
+    info, said = read_bundle(o.at.bundle), json.loads((tmp_path/'work/reports/registered.json').read_text())
     assert said == {'model': 'sads', 'version': 1, 'bundle': version, 'alias': 'champion'}
     assert info.labels == LABELS and info.data['kind'] == 'synthetic' and sum(info.data['splits'].values()) == 48
     assert info.decision.chosen['kind'] == 'f1' and info.decision.threshold == info.decision.chosen['threshold']
-    assert len((o.bundle/'golden/expected.jsonl').read_text().splitlines()) == 3
-    entry = o.registry.entry('champion')
+    assert len((o.at.bundle/'golden/expected.jsonl').read_text().splitlines()) == 3
+    entry = registry.entry('champion')
     assert entry.tags['data_fingerprint'] == info.data['fingerprint'] and entry.tags['params_hash'] and entry.tags['bundle_version'] == version
     assert any(k.startswith('images/') for k in entry.metrics)
-    assert (o.registry.get()/'metrics.json').exists() and not (o.bundle/'metrics.json').exists()
+    assert (registry.get()/'metrics.json').exists() and not (o.at.bundle/'metrics.json').exists()
     reports = {p.name for p in (tmp_path/'work/reports').iterdir()}
     assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json', 'registered.json', MARKER}
-    assert dict(o.figures())['images'].startswith(str(info.data['splits']['test']))
-    assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.bundle/'params.yaml').read_text()
-    assert o.run() == []
-    # only what depends on it
+    assert dict(stages.figures(o.at.reports))['images'].startswith(str(info.data['splits']['test']))
+    assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.at.bundle/'params.yaml').read_text()
+    # another decision is another bundle; the old one again is the old version
     again = line('decision.threshold.kind=fixed', 'decision.threshold.score=0.7')
-    assert again.run() == ['calibrate', 'evaluate', 'register']
-    assert read_bundle(again.bundle).decision.threshold == .7 and bundle_version(again.bundle) != version
-    assert [(e.version, e.aliases) for e in again.registry.list()] == [(1, ()), (2, ('champion',))]
-    # back again: the same bundle, so the same version
+    for name in NAMES[4:]: again.stage(name)
+    assert read_bundle(again.at.bundle).decision.threshold == .7 and bundle_version(again.at.bundle) != version
+    assert [(e.version, e.aliases) for e in registry.list()] == [(1, ()), (2, ('champion',))]
     back = line()
-    back.run()
-    assert bundle_version(back.bundle) == version and back.registry.entry().version == 1
-    # somebody touches an output
-    (back.path('data', 'split', 'audit.json')).write_text('{}')
-    assert back.run(until='split') == ['split']
+    for name in NAMES[4:]: back.stage(name)
+    assert bundle_version(back.at.bundle) == version and registry.entry().version == 1
     # the same elsewhere is the same
     other = line(workdir=tmp_path/'deep'/'elsewhere')
     other.run(until='calibrate')
-    assert bundle_version(other.bundle) == version
-    # judging it on data with a class it does not know
-    from sads_jax.data.records import InspectionData, read_coco, write_coco
-    data = read_coco(back.path('data', 'dataset'))
-    from dataclasses import replace
+    assert bundle_version(other.at.bundle) == version
+    judge_other_data(back.at, tmp_path)
+    assert verify_bundle(back.at.bundle) == version
+
+def judge_other_data(at, tmp_path):
+    "Judging a bundle on data with a class it does not know, and a broken photograph"
+    data = read_coco(at.dataset)
     strange = lambda r: replace(r, classes=('rust',) if r.defective else (), annotations=tuple(replace(a, category='rust') for a in r.annotations))
     shutil.copytree(data.root/'images', tmp_path/'new'/'images')
     write_coco(InspectionData(tmp_path/'new', ('rust',), tuple(strange(r) for r in data.images[:7])), tmp_path/'new')
     broken = tmp_path/'new'/data.images[6].file_name
     broken.write_bytes(broken.read_bytes()[:200])
-    found = line(workdir=tmp_path/'judge').evaluate_bundle(back.bundle, CocoSpec(root=tmp_path/'new'), tmp_path/'judge'/'reports')
+    found = evaluate_other(at.bundle, CocoSpec(root=tmp_path/'new'), tmp_path/'judge')
     assert found.metrics['data']['images'] == 6 and found.metrics['data']['defective'] == sum(r.defective for r in data.images[:6])
     assert any('rust' in n for n in found.context['notes'])
     assert any('photographs that could not be used: 1' in n and data.images[6].file_name in n for n in found.context['notes'])
     assert str(tmp_path) not in (tmp_path/'judge/reports/report.html').read_text()
-    assert 'rust' in (tmp_path/'judge/reports/report.html').read_text() and verify_bundle(back.bundle) == version
+    assert 'rust' in (tmp_path/'judge/reports/report.html').read_text()
 
-def test_a_bundle_that_decides_otherwise_is_not_registered(line, monkeypatch):
+def evaluate_other(bundle, spec, work):
+    return stages.evaluate_bundle(bundle, spec, work/'reports', params=dark.params(), settings=settle(QUIET, work), at=Places(work), progress=Progress('none'))
+
+class Swapped(fake_line.DarkDomain):
+    "What is trained is not what was exported"
+    def build(self, models, params, labels):
+        right = dark.cascade(labels)
+        return Cascade(lambda p, images: right(p, 255 - images), dark.WEIGHTS, False)
+
+def test_a_bundle_that_decides_otherwise_is_not_registered(line, tmp_path):
     o = line('export.artefacts=[int8,onnx]')
     o.run(until='evaluate')
-    right = dark.cascade()
-    def swapped(models, params, categories):  # what is trained is not what was exported
-        return lambda p, images: right(p, 255 - images)
-    monkeypatch.setattr(T, 'build_cascade', swapped)
-    with pytest.raises(SADSError, match=r'the float32 form is not the model that was trained.*Nothing was registered'): o.register()
-    assert not o.path('reports', 'registered.json').exists() and o.registry.list() == [] and json.loads(o.path('reports', 'parity.json').read_text())['float32']['faults'] > 0
-    monkeypatch.setattr(T, 'build_cascade', lambda models, params, categories: right)
-    entry = o.register()
-    told = json.loads(o.path('reports', 'parity.json').read_text())
+    parity = lambda: json.loads((o.at.reports/'parity.json').read_text())
+    with pytest.raises(SADSError, match=r'the float32 form is not the model that was trained.*Nothing was registered'):
+        line('export.artefacts=[int8,onnx]', domain=Swapped()).register()
+    assert not (o.at.reports/'registered.json').exists() and registry_of(tmp_path/'work').list() == [] and parity()['float32']['faults'] > 0
+    entry, told = o.register(), parity()
     assert entry.version == 1 and {k: v['faults'] for k, v in told.items()} == {'float32': 0, 'int8': 0, 'onnx': 0}
     assert all(told[k]['verdicts_equal'] == told[k]['photographs'] > 3 for k in ('int8', 'onnx'))
 
-def test_a_killed_training_is_continued_unless_something_changed(line):
-    assert line().run(until='split') == []
-    killed.add('detector')
+def test_a_killed_training_is_continued_unless_something_changed(line, trainers):
+    trainers.killed.add('detector')
     with pytest.raises(KeyboardInterrupt): line().train('detector')
-    assert not line().stamps.fits(T.STAGES['train@detector'], line().key('train@detector'), line().workdir)
     line('decision.review_margin=0.3').train('detector')  # does not matter to a detector
-    (_, first, resumed0), (_, second, resumed1) = log
+    (_, first, resumed0), (_, second, resumed1) = trainers.log
     assert first == second and (resumed0, resumed1) == (False, True)
-    assert list(line().path('.sads', 'checkpoints').iterdir()) == []  # finished: nothing to continue
-    killed.add('detector')
+    assert list((line().at.scratch/'checkpoints').iterdir()) == []  # finished: nothing to continue
+    trainers.killed.add('detector')
     with pytest.raises(KeyboardInterrupt): line().train('detector')
     line('detector.trainer.learning_rate=0.1').train('detector')
-    assert log[-1][1] != first and not log[-1][2]
+    assert trainers.log[-1][1] != first and not trainers.log[-1][2]
 
-def test_a_model_starts_from_the_one_that_is_there(line):
+def test_a_model_starts_from_the_one_that_is_there(line, trainers):
     o = line()
     with pytest.raises(DataError, match='train --task segmenter'): o.train('classifier')
     o.train('detector')
     def begun():
-        killed.add('segmenter')
+        trainers.killed.add('segmenter')
         with pytest.raises(KeyboardInterrupt): o.train('segmenter')
     begun()
     o.train('segmenter')
-    assert [t[2] for t in log if t[0] == 'segmenter'] == [False, True]  # the second went on
+    assert [t[2] for t in trainers.log if t[0] == 'segmenter'] == [False, True]  # the second went on
     begun()
-    o.path('models', 'detector', 'model.safetensors').write_bytes(b'other weights')
+    (o.at.models/'detector'/'model.safetensors').write_bytes(b'other weights')
     o.train('segmenter')
-    assert [t[2] for t in log if t[0] == 'segmenter'][2:] == [False, False]  # another start: nothing to go on with
+    assert [t[2] for t in trainers.log if t[0] == 'segmenter'][2:] == [False, False]  # another start: nothing to go on with
 
 def test_stages_say_what_they_miss(line, tmp_path):
     for name, says in [('split', 'ingest'), ('train', 'ingest'), ('calibrate', 'ingest'), ('register', 'bundle')]:
         with pytest.raises(SADSError, match=says): line(workdir=tmp_path/'empty').stage(name)
-    with pytest.raises(SADSError, match="no task 'painter'"): line().train('painter')
+    with pytest.raises(SADSError, match="no task 'painter'"): line().stage('train', 'painter')
     with pytest.raises(SADSError, match="no stage 'deploy'.*ingest, split"): line().stage('deploy')
     with pytest.raises(SADSError, match="no stage 'deploy'"): line().run(until='deploy')
-    with pytest.raises(DataError, match='evaluate'): line().figures()
-    with pytest.raises(BundleError): line().evaluate_bundle('nowhere', SyntheticSpec(), 'x')
+    with pytest.raises(DataError, match='evaluate'): stages.figures(line().at.reports)
+    with pytest.raises(BundleError): evaluate_other('nowhere', SyntheticSpec(), tmp_path/'x')
 
-def test_an_impossible_rule_stops_before_the_training(line):
-    o = line('decision.rules=[{name: big, label: scrtch}]')
-    with pytest.raises(ParamsError, match='scrtch'): o.train('detector')
-    assert log == []
+def test_an_impossible_rule_stops_before_the_training(line, trainers):
+    with pytest.raises(ParamsError, match='scrtch'): line('decision.rules=[{name: big, label: scrtch}]').train('detector')
+    assert trainers.log == []
 
 def test_classes_of_another_data_set_are_refused(line):
     o = line()
-    o.run(until='train')
-    (o.path('models', 'classifier', 'model.json')).write_text('{"classes": ["rust"]}')
+    o.stage('train')
+    o.anomaly()
+    (o.at.models/'classifier'/'model.json').write_text('{"classes": ["rust"]}')
     with pytest.raises(DataError, match='other defect classes'): o.calibrate()
 
-def test_two_runs_do_not_mix(line):
-    with Busy(line().workdir):
-        with pytest.raises(SADSError, match='another run is at work here'): line().ingest()
-    line().ingest()
+def test_stages_are_what_one_gives(tmp_path):
+    ran = []
+    stage = lambda name: lambda *task: ran.append((name, *task))
+    CVTrainingOrchestrator(Places(tmp_path), **{n: stage(n) for n in NAMES}, tasks=('one',)).run()
+    assert ran == [(n,) if n != 'train' else (n, 'one') for n in NAMES]
 
 # ---------------------------------------------------------------- small things
 
@@ -269,7 +273,7 @@ def test_progress_bar():
     assert 'letters' in text.getvalue() and 'loss 0.25, 11 images/s' in text.getvalue()
 
 def test_code_is_named():
-    assert code_hash(['ops']) != code_hash(['data']) and len(code_hash(['ops'])) == 16
+    assert set(package_hashes(['ops', 'data'])) == {'ops', 'data'} and len(set(package_hashes().values())) == len(package_hashes())
     assert code_revision() is None or len(code_revision()) >= 12
 
 def test_the_job_script_is_sads_run():
@@ -279,51 +283,75 @@ def test_the_job_script_is_sads_run():
 # ---------------------------------------------------------------- what DVC makes of dvc.yaml
 
 STUB = '''#!{python}
-import sys, pathlib
+import hashlib, pathlib, sys
 outs = {{'ingest': ['data/dataset/a'], 'split': ['data/split/a'], 'anomaly': ['models/anomaly/a'], 'calibrate': ['bundle/a'], 'register': ['reports/registered.json', 'reports/parity.json'],
-    'evaluate': ['reports/plots/a', 'reports/predictions.jsonl', 'reports/report.html', 'reports/explorer.html', 'reports/metrics.json']}}
+    'evaluate': ['reports/plots/a', 'reports/predictions.jsonl', 'reports/report.html', 'reports/explorer.html', 'reports/metrics.json'],
+    'code': {code}}}
 name = sys.argv[2]
-with open({log!r}, 'a') as f: f.write(' '.join(sys.argv[2:]) + '\\n')
-import hashlib
-text = '{{"x": "' + hashlib.md5(pathlib.Path('params.yaml').read_bytes()).hexdigest() + '"}}' if name not in ('ingest', 'split', 'train') else '1'
+if name != 'code':
+    with open({log!r}, 'a') as f: f.write(' '.join(sys.argv[2:]) + '\\n')
+version = pathlib.Path({versions!r})
+text = '{{"x": "' + hashlib.md5(pathlib.Path('params.yaml').read_bytes()).hexdigest() + '"}}' if name not in ('code', 'ingest', 'split', 'train') else '1'
 for o in outs.get(name) or [f'models/{{sys.argv[4]}}/a']:
-    p = pathlib.Path(o); p.parent.mkdir(parents=True, exist_ok=True); p.write_text(text)
+    p = pathlib.Path(o); p.parent.mkdir(parents=True, exist_ok=True)
+    p.write_text((version/p.name).read_text() if name == 'code' and (version/p.name).exists() else text)
 '''
 
-def test_dvc_reruns_from_calibrate_when_a_decision_changes(tmp_path):
+@pytest.fixture
+def stubbed(tmp_path, monkeypatch):
+    "A project whose `sads` only writes down what it is asked for; gives (its folder, what one `dvc repro` ran, where to change a package)"
     pytest.importorskip('dvc')
-    log, work = tmp_path/'log', tmp_path/'clone'
-    (tmp_path/'bin').mkdir()
-    stub = tmp_path/'bin'/'sads'
-    stub.write_text(STUB.format(python=sys.executable, log=str(log)))
-    stub.chmod(0o755)
-    work.mkdir()
-    for f in ('dvc.yaml', 'params.yaml', '.dvcignore'): shutil.copy(ROOT/f, work/f)
-    (work/'.dvc').mkdir()
-    shutil.copy(ROOT/'.dvc'/'config', work/'.dvc'/'config')
-    shutil.copytree(ROOT/'sads_jax', work/'sads_jax', ignore=shutil.ignore_patterns('__pycache__'))
-    env = os.environ | {'PATH': f"{tmp_path/'bin'}{os.pathsep}{os.environ['PATH']}", 'DVC_NO_ANALYTICS': '1', 'DVC_SITE_CACHE_DIR': str(tmp_path/'site')}
-    subprocess.run(['git', 'init', '-q', str(work)], check=True)
-    def repro():
+    log, versions, work, bin_dir = tmp_path/'log', tmp_path/'versions', tmp_path/'project', tmp_path/'bin'
+    for d in (versions, work, bin_dir): d.mkdir()
+    (bin_dir/'sads').write_text(STUB.format(python=sys.executable, log=str(log), versions=str(versions), code=outs(GRAPH['code'])))
+    (bin_dir/'sads').chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(bin_dir/'python'))  # `reproduce` looks for `sads` beside it
+    monkeypatch.setenv('DVC_SITE_CACHE_DIR', str(tmp_path/'site'))
+    monkeypatch.setenv('PATH', os.environ['PATH'])
+    shutil.copy(ROOT/'params.yaml', work)
+    make_runnable(work, None)
+    def ran(*targets, **more):
         log.write_text('')
-        done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', '-q'], cwd=work, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        reproduce(work, targets, **more)
         return log.read_text().splitlines()
-    first = repro()
-    assert first[:2] == ['ingest', 'split'] and sorted(first[2:6]) == ['anomaly', *(f'train --task {t}' for t in sorted(T.TASKS))] and first[6:] == ['calibrate', 'evaluate', 'register']
-    assert first.index('train --task detector') < first.index('anomaly')
-    cache = work/'sads_jax'/'ops'/'__pycache__'
-    cache.mkdir()
-    (cache/'nms.pyc').write_bytes(b'1')  # no reason to train again
+    return work, ran, versions
+
+def test_dvc_reruns_what_a_change_reaches(stubbed):
+    work, ran, versions = stubbed
+    first = ran()
+    assert first[:2] == ['ingest', 'split'] and sorted(first[2:6]) == ['anomaly', *(f'train --task {t}' for t in sorted(stages.TASKS))]
+    assert first[6:] == ['calibrate', 'evaluate', 'register'] and first.index('train --task detector') < first.index('anomaly')
+    assert ran() == []
     text = (work/'params.yaml').read_text()
     (work/'params.yaml').write_text(text.replace('review_margin: 0.2', 'review_margin: 0.4'))
-    assert repro() == ['calibrate', 'evaluate', 'register']
-    assert repro() == []
+    assert ran() == ['calibrate', 'evaluate', 'register']
+    (versions/'serving.txt').write_text('a comment changed')
+    assert ran() == []
+    (versions/'models.txt').write_text('a comment changed')
+    again = ran()
+    assert {'train --task detector', 'train --task segmenter', 'train --task classifier', 'anomaly', 'calibrate'} <= set(again)
+    assert not {'ingest', 'split'} & set(again)
 
+def test_sads_run_stops_where_it_is_told_and_forces(stubbed):
+    work, ran, _ = stubbed
+    assert ran('split') == ['ingest', 'split']
+    assert ran('train-classifier') == [f'train --task {t}' for t in stages.TASKS]
+    assert ran('split', force=True) == ['ingest', 'split']
+
+def test_two_runs_do_not_mix(stubbed):
+    from dvc.repo import Repo
+    work, ran, _ = stubbed
+    with Repo(str(work)) as repo, repo.lock:
+        with pytest.raises(SADSError, match='another run is at work here'): ran()
+
+def test_a_stage_that_fails_is_named(stubbed):
+    work, ran, _ = stubbed
+    shutil.rmtree(work/'data', ignore_errors=True)
+    (work/'data').write_text('in the way')
+    with pytest.raises(SADSError, match="a stage failed: failed to reproduce 'ingest'"): ran()
 
 def test_one_look_serves_both_only_where_they_begin_alike():
     "The same crop and the same frozen backbone; anything else, and each looks for itself"
-    from sads_jax.orchestrators.training import shared_backbone
     facts = {'crop': 96, 'context': 1.5, 'least': 32, 'build': {'backbone': 'lite0'}}
     weights = lambda v: {'backbone/stem': np.full(3, v, np.float32), 'head/x': np.float32([v])}
     look = lambda mine, other, a=facts, b=facts: shared_backbone({'classifier': (None, mine, a), 'segmenter': (None, other, b)})

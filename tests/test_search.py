@@ -12,11 +12,11 @@ SPEC.loader.exec_module(search)
 
 
 def test_trials_share_what_no_field_touches():
-    before = {'ingest', 'split', 'train@detector', 'anomaly'}
+    before = {'ingest', 'split', 'train-detector', 'anomaly'}
     assert set(search.shared_stages(['detector.trainer.steps'])) == {'ingest', 'split'}  # all others start from the detector
     assert set(search.shared_stages(['segmenter.crop'])) == before
-    assert set(search.shared_stages(['classifier.crop'])) == before | {'train@segmenter'}
-    assert set(search.shared_stages(['decision.review_margin'])) == before | {'train@segmenter', 'train@classifier'}
+    assert set(search.shared_stages(['classifier.crop'])) == before | {'train-segmenter'}
+    assert set(search.shared_stages(['decision.review_margin'])) == before | {'train-segmenter', 'train-classifier'}
     assert search.shared_stages(['split.seed_offset']) == ['ingest'] and search.shared_stages(['seed']) == []
 
 @pytest.mark.parametrize('text, says', [('metric: images.ap', 'fields'), ('fields: {a: [1]}', 'metric'), ('{metric: m, fields: {a: 3}}', 'fields.a'),

@@ -67,7 +67,7 @@ def _cpu_threads(args, env):
 # %% ../../nbs/12_cli/10_main.ipynb #2690b172
 _Set = Annotated[list[str]|None, typer.Option('--set', '-S', metavar='KEY=VALUE', help='Set one parameter, e.g. -S detector.trainer.steps=200. Repeatable; `sads params` lists all.')]
 _ParamsFile = Annotated[Path, typer.Option('--params', metavar='FILE', help='What changes results.')]
-_SettingsFile = Annotated[Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')]
+_SettingsFile = Annotated[Path, typer.Option('--settings', metavar='FILE', envvar='SADS_SETTINGS_FILE', show_envvar=False, help='Where things run; defaults if the file is absent.')]
 _Workdir = Annotated[Path, typer.Option('--workdir', metavar='DIR', help='Everything is written below it; other than ".", it also gets the resolved params.yaml.')]
 _Bundle = Annotated[Path|None, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle, e.g. bundle.')]
 _Model = Annotated[str|None, typer.Option('--model', metavar='NAME@ALIAS', help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.')]
@@ -125,35 +125,41 @@ def _show_version(wanted:bool):
 def _root(version:Annotated[bool, typer.Option('--version', help='Print the version and stop.', is_eager=True, callback=_show_version)]=False): pass
 
 # %% ../../nbs/12_cli/10_main.ipynb #2802fb52
-_TASKS, _STAGES = ('detector', 'segmenter', 'classifier'), ('ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register')
+_TASKS = 'detector', 'segmenter', 'classifier'
+_STAGES = 'ingest', 'split', 'train', 'anomaly', 'calibrate', 'evaluate', 'register'
 
-def _orchestrator(params, set_, settings, workdir, stages=()):
-    "What runs the stages; `SADSError`, and nothing done, where something of somebody else's is in the way of these (by default, all)"
+def _load(params, set_):
     from sads_jax.core.params import load_params
-    from sads_jax.orchestrators.training import CVTrainingOrchestrator
-    o = CVTrainingOrchestrator(load_params(params, set_ or []), _settings(settings, workdir), workdir)
-    if workdir != _HERE:  # a folder of its own gets them written down
-        o.check(stages or o.stages)
-        keep_params(o.params, workdir)
-    return o
+    return load_params(params, set_ or [])
+
+def _compose(params, set_, settings, workdir):
+    "The stages; `SADSError`, and nothing done, where something of somebody else's is in the way"
+    from sads_jax.orchestrators.project import seen_from
+    from sads_jax.orchestrators.training import claim_all, compose_training
+    p = _load(params, set_)
+    line = compose_training(p, _settings(settings, workdir), workdir)
+    if workdir != _HERE:  # a folder of its own gets the parameters written down
+        claim_all(line.at)
+        keep_params(seen_from(workdir, p), workdir)
+    return line
 
 @app.command(epilog=_epilog('sads ingest', 'sads ingest --workdir tiles -S data.kind=magnetic_tile -S data.root=DIR'))
 def ingest(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Read photographs and labels."
-    _orchestrator(params, set_, settings, workdir).ingest()
+    _compose(params, set_, settings, workdir).ingest()
 
 @app.command(epilog=_epilog('sads split', 'sads split -S split.seed_offset=1'))
 def split(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Deal parts to the splits, and audit. Part-grouped into train, val, calibration and test; looks for leaks, twins and shortcuts."
-    _orchestrator(params, set_, settings, workdir).split()
+    _compose(params, set_, settings, workdir).split()
 
 @app.command(epilog=_epilog('sads train', 'sads train --task detector -S detector.trainer.steps=200'))
 def train(task:_Task=None, set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Train the models. Writes models/; continues where a killed run stopped. Without --task it also learns what good parts look like."
     tasks = _tasks(task)
-    o = _orchestrator(params, set_, settings, workdir)
-    for t in tasks: o.train(t)
-    if task is None: o.anomaly()
+    line = _compose(params, set_, settings, workdir)
+    for t in tasks: line.train(t)
+    if task is None: line.anomaly()
 
 def _tasks(task):
     if task is not None and task not in _TASKS: raise typer.BadParameter(f"{task!r} is not one of {', '.join(_TASKS)}", param_hint='--task')
@@ -162,7 +168,8 @@ def _tasks(task):
 def _show_figures(figures, reports):
     t = _table('', '')
     for k, v in figures: t.add_row(k, v)
-    if (registered := reports/'registered.json').exists(): t.add_row('registered', ', '.join(f'{k} {v}' for k, v in json.loads(registered.read_text()).items()))
+    if (registered := reports/'registered.json').exists():
+        t.add_row('registered', ', '.join(f'{k} {v}' for k, v in json.loads(registered.read_text()).items()))
     t.add_row('report', str(reports/'report.html'))
     _console().print(t)
 
@@ -171,32 +178,59 @@ def _show_figures(figures, reports):
                             'sads evaluate --model sads@champion -S data.kind=coco -S data.root=DIR      into judged/'))
 def evaluate(bundle:_Bundle=None, model:_Model=None, set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE):
     "Measure how good a model is. metrics.json, plots, report.html and explorer.html: escapes, overkill, AUROC, mAP, masks, with the counts."
+    from sads_jax.orchestrators.stages import evaluate_bundle, figures
     if bundle is None and model is None:
-        o, reports = _orchestrator(params, set_, settings, workdir), workdir/'reports'
-        o.evaluate()
-        return _show_figures(o.figures(), reports)
+        line = _compose(params, set_, settings, workdir)
+        line.evaluate()
+        return _show_figures(figures(line.at.reports), line.at.reports)
+    from sads_jax.core.progress import Progress
     from sads_jax.evaluation.evaluate import summary
+    from sads_jax.orchestrators.base import Places, claim
     from sads_jax.registry.bundle import portable_params, read_bundle
     from sads_jax.registry.signing import admit_bundle
-    folder = _find_bundle(bundle, model, _settings(settings))
-    admit_bundle(folder, _settings(settings))
-    base = params if params.exists() or params != _PARAMS else folder/'params.yaml'
-    o = _orchestrator(base, set_, settings, workdir, ('evaluate',))
-    if portable_params(o.params).data == read_bundle(folder).params.data:
-        _say('note: this is the data the model was made from, training photographs included, so the figures will be too good; choose other data with -S data.kind=… -S data.root=…')
-    reports = workdir/'reports' if workdir != _HERE else Path('judged')
-    _show_figures(summary(o.evaluate_bundle(folder, o.params.data, reports)), reports)
+    here, at = _settings(settings), Places(workdir)
+    folder = _find_bundle(bundle, model, here)
+    admit_bundle(folder, here)
+    p = _load(params if params.exists() or params != _PARAMS else folder/'params.yaml', set_)
+    if workdir != _HERE:
+        claim(at.reports)
+        keep_params(p, workdir)
+    if portable_params(p).data == read_bundle(folder).params.data:
+        _say('note: this is the data the model was made from, training photographs included, so the figures will be too good; '
+            'choose other data with -S data.kind=… -S data.root=…')
+    s, reports = _settings(settings, workdir), at.reports if workdir != _HERE else Path('judged')
+    found = evaluate_bundle(folder, p.data, reports, params=p, settings=s, at=at, progress=Progress(s.progress))
+    _show_figures(summary(found.metrics), reports)
 
 # %% ../../nbs/12_cli/10_main.ipynb #d81d6f54
-@app.command(epilog=_epilog('sads run                                    all stages that have not been done', 'sads run --workdir quick -S data.n_parts=40 -S detector.trainer.steps=50'))
+@app.command(epilog=_epilog('sads run                                    all stages that are not up to date', 'sads run --workdir quick -S data.n_parts=40 -S detector.trainer.steps=50'))
 def run(set_:_Set=None, params:_ParamsFile=_PARAMS, settings:_SettingsFile=_SETTINGS, workdir:_Workdir=_HERE,
         until:Annotated[str|None, typer.Option(metavar='STAGE', help=f"Stop after this stage: {', '.join(_STAGES)}.")]=None,
         force:Annotated[bool, typer.Option('--force', help='Do stages again that are up to date.')]=False):
-    "The whole loop, from data to registered. ingest, split, train, calibrate, evaluate, register, in one process; what is up to date is left alone."
+    "The whole loop, from data to registered. `dvc repro` in the working folder: what is up to date is left alone."
     if until is not None and until not in _STAGES: raise typer.BadParameter(f"{until!r} is not one of {', '.join(_STAGES)}", param_hint='--until')
-    o = _orchestrator(params, set_, settings, workdir)
-    o.run(until=until, force=force)
-    if until in (None, 'evaluate', 'register'): _show_figures(o.figures(), workdir/'reports')
+    _settings(settings)  # complains now, not in the first stage
+    p, at = _prepare_run(params, set_, workdir)
+    from sads_jax.orchestrators.project import reproduce, stage_graph
+    from sads_jax.orchestrators.stages import figures
+    targets = [n for n in stage_graph() if n.partition('-')[0] == until] if until else []
+    reproduce(workdir, targets, force, {'SADS_SETTINGS_FILE': str(settings.absolute())})
+    if until in (None, 'evaluate', 'register'): _show_figures(figures(at.reports), at.reports)
+
+def _prepare_run(params, set_, workdir):
+    "Make the working folder a DVC project with these parameters; `SADSError`, and nothing written, where that cannot be"
+    from sads_jax.orchestrators.base import Places
+    from sads_jax.orchestrators.project import make_runnable, seen_from
+    from sads_jax.orchestrators.training import claim_all
+    p, at = _load(params, set_), Places(workdir)
+    claim_all(at)
+    if workdir != _HERE:
+        p = seen_from(workdir, p)
+        keep_params(p, workdir)
+    elif set_ or params != _PARAMS:
+        raise ParamsError('says what is run here', where=_PARAMS, remedy='Change it there; or give this run a folder of its own: --workdir DIR')
+    make_runnable(workdir, getattr(p.data, 'root', None))
+    return p, at
 
 @app.command(epilog=_epilog('sads stage calibrate', 'sads stage train --task detector'))
 def stage(name:Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STAGES))], task:_Task=None, set_:_Set=None, params:_ParamsFile=_PARAMS,
@@ -205,9 +239,9 @@ def stage(name:Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STA
     if name == 'code':
         from sads_jax.orchestrators.project import write_code
         return write_code(workdir/'code')
-    if name.partition('@')[0] not in _STAGES: raise typer.BadParameter(f"{name!r} is not one of {', '.join(_STAGES)}", param_hint='NAME')
+    if name not in _STAGES: raise typer.BadParameter(f"{name!r} is not one of {', '.join(_STAGES)}", param_hint='NAME')
     _tasks(task)
-    _orchestrator(params, set_, settings, workdir).stage(name, task)
+    _compose(params, set_, settings, workdir).stage(name, task)
 
 # %% ../../nbs/12_cli/10_main.ipynb #a804efc9
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.webp', '.gif', '.ppm', '.pgm', '.jp2')

@@ -56,7 +56,7 @@ def parity(
         forms[k].process_request(paths[0])
         took[k] = time.perf_counter() - start
     if models is not None:
-        from sads_jax.orchestrators.training import python_pipeline
+        from sads_jax.orchestrators.stages import python_pipeline
         reference, called = python_pipeline(bundle, models, s), 'the networks in Python'
     elif images is None: reference, called = {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
     else: reference, called = forms[kinds[0]], 'the float32 form'

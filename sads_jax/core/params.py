@@ -11,12 +11,12 @@ __all__ = ['DataSpec', 'TrainerSpec', 'NameTrainerSpec', 'AnomalySpec', 'ZoneSpe
            'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec', 'GaussianAnomalySpec', 'PolygonZone', 'MaskZone',
            'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold', 'OverkillThreshold',
            'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec', 'ExportSpec',
-           'EvaluateSpec', 'Params', 'override', 'parse_params', 'load_params', 'dump_params']
+           'EvaluateSpec', 'DomainSpec', 'Params', 'override', 'parse_params', 'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 import copy
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -360,9 +360,15 @@ class EvaluateSpec(Spec):
     batch_size: _positive = 8
 
 # %% ../../nbs/00_core/30_params.ipynb #4f3371b8
+class DomainSpec(Spec):
+    "What kind of inspection this is"
+    kind: str = 'surface' # surface, or one that a plug-in brings (entry points in the group sads_jax.domain)
+    options: dict[str, Any] = {} # of a plug-in; surface has none
+
 class Params(Spec):
     "Schema of params.yaml"
     seed: int = 0
+    domain: DomainSpec = DomainSpec()
     data: DataSpec = SyntheticSpec()
     split: SplitSpec = SplitSpec()
     image: ImageSpec = ImageSpec()

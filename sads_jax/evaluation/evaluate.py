@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'Inspector', 'true_boxes', 'true_map', 'found_boxes', 'Eva
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #d7c96618
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -237,10 +237,10 @@ def write_evaluation(
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #6237dd75
 def summary(
-    evaluation:Evaluation,
+    metrics:Mapping[str, Any], # As metrics.json holds them
 ) -> list[tuple[str, str]]: # name of the figure, its value in words
     "The figures a person asks for first"
-    m, show = evaluation.metrics, lambda v: 'not defined' if v is None else f'{v:.3f}'
+    m, show = metrics, lambda v: 'not defined' if v is None else f'{v:.3f}'
     get = lambda kind, key: show(m[kind].get(key)) if kind in m else 'not computed'
     d = m['data']
     out = [('images', f"{d['images']} of {d['parts']} parts: {d['defective']} defective, {d['good']} good, {d['unlabelled']} unlabelled" +

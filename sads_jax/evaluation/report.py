@@ -396,7 +396,7 @@ def _classes(e):
 
 def _facts(e):
     c = e.context
-    facts = [*summary(e), ('model version', str(c.get('model_version'))), ('rules version', str(c.get('rules_version')))]
+    facts = [*summary(e.metrics), ('model version', str(c.get('model_version'))), ('rules version', str(c.get('rules_version')))]
     t = c.get('threshold')
     if isinstance(t, dict) and t.get('text'): facts.append(('operating point', t['text']))
     elif isinstance(t, (int, float)): facts.append(('operating point', f'threshold {t:.4f}'))

@@ -6,8 +6,8 @@ Docs: https://sads-jax.github.io/sads_jax/08_registry/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['FORMAT', 'seal_bundle', 'answering', 'golden_lines', 'verify_bundle', 'bundle_version', 'is_bundle',
-           'portable_params', 'params_hash', 'write_bundle', 'set_threshold', 'golden_answer', 'write_golden',
-           'golden_looks', 'BundleInfo', 'read_bundle', 'read_card', 'load_pipeline', 'attach_metrics']
+           'portable_params', 'params_hash', 'write_bundle', 'set_threshold', 'write_golden', 'golden_looks',
+           'BundleInfo', 'read_bundle', 'read_card', 'load_pipeline', 'attach_metrics']
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #5a345c88
 import hashlib
@@ -19,10 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core.errors import BundleError, ParamsError
 from ..core.files import whole_folder, write_whole
 from ..core.params import DecisionSpec, EvaluateSpec, Params, dump_params, parse_params
 from ..core.point import OperatingPoint, Preprocess, read_labels, read_record, strict_json, strict_yaml
+from ..core.settings import Settings, load_settings
+from ..core.types import Findings
+from ..domains.base import DomainFactory, Pipeline
 from .layout import bundle_files, check_file, check_table, inner_name
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #c0073b3d
@@ -167,6 +172,7 @@ def _card(labels, decision, data, params, code):
     chosen, spec = decision.get('chosen') or {}, params.decision
     lines = [f"# Surface inspection model for {', '.join(labels)}", '',
         "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.", '',
+        f"- Domain: `{params.domain.kind}`",
         f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in each split: "
             + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
         f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded"
@@ -243,8 +249,7 @@ def set_threshold(
     old = info.decision
     params, version = info.params, old.rules_version
     if spec is not None:
-        from sads_jax.domains.surface.rules import rules_version
-        params, version = params.model_copy(update={'decision': spec}), rules_version(spec)
+        params, version = params.model_copy(update={'decision': spec}), DomainFactory(params.domain).rules_version(spec)
     decision = _decision(threshold, version, params.decision, chosen, anomaly_limit, probabilities, gate)
     with _changed(folder, 'golden', *_ATTACHED) as new:
         if spec is not None: (new/'params.yaml').write_text(dump_params(params))
@@ -253,17 +258,9 @@ def set_threshold(
         return seal_bundle(new)
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #d5001e3e
-_FREE = ('timings_ms', 'model_version', 'station_id')
-
-def golden_answer(
-    report, # InspectionReport
-) -> dict[str, Any]:
-    "What must stay the same when the same bundle judges the same photograph"
-    return {k: v for k, v in report.model_dump(mode='json').items() if k not in _FREE}
-
 def write_golden(
     folder:str|Path,
-    pipeline, # SADSPipeline loaded from `folder`
+    pipeline:Pipeline, # Loaded from `folder`
     images:Iterable[Path], # Photographs to keep; copied
 ) -> str: # The new version
     "Let the bundle judge `images`, keep both, and the digest of what the program saw, and seal again; a photograph that can't be judged raises `ImageError`"
@@ -271,6 +268,7 @@ def write_golden(
     from sads_jax.inference.parity import canvas_digest
     folder, images = Path(folder), list(images)
     verify_bundle(folder)
+    answer = DomainFactory(read_bundle(folder).params.domain).golden_answer
     with _changed(folder, 'golden') as new:
         (new/'golden'/'images').mkdir(parents=True)
         lines = []
@@ -278,7 +276,7 @@ def write_golden(
             kept = new/'golden'/'images'/f'{i:03d}{Path(src).suffix.lower()}'
             shutil.copyfile(src, kept)
             seen = pipeline.predictor.place([read_image(kept, max_megapixels=pipeline.max_megapixels)])
-            lines.append(json.dumps({'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen), 'report': golden_answer(pipeline.process_request(kept))}, sort_keys=True) + '\n')
+            lines.append(json.dumps({'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen), 'report': answer(pipeline.process_request(kept))}, sort_keys=True) + '\n')
         (new/'golden'/'expected.jsonl').write_text(''.join(lines))
         by = answering({k: _entry(x) for k, x in bundle_files(new).items() if k not in ('manifest.json', *_ATTACHED)})
         (new/'golden'/'answered.json').write_text(_dumps({'by': by}))
@@ -352,15 +350,15 @@ def _read_params(data, where):
 
 def _check_agreement(info):
     "`BundleError` unless the files say the same of the decision, the rules and the canvases"
-    from sads_jax.domains.surface.rules import check_decision, rules_version
+    domain = DomainFactory(info.params.domain)
     def refuse(name, what): raise BundleError(what, where=info.folder/name, remedy=_REMEDY)
     if info.decision.spec != info.params.decision:
         refuse('decision.json', f'its spec is not the section decision of params.yaml: {", ".join(k for k, v in info.decision.spec if v != getattr(info.params.decision, k))} differ')
-    if info.decision.rules_version != (right := rules_version(info.decision.spec)):
+    if info.decision.rules_version != (right := domain.rules_version(info.decision.spec)):
         refuse('decision.json', f'rules_version is {info.decision.rules_version}, but these rules are {right}')
     if info.preprocess.buckets != info.params.image.buckets:
         refuse('preprocess.json', f'its buckets {list(info.preprocess.buckets)} are not those of params.yaml, {list(info.params.image.buckets)}')
-    try: check_decision(info.decision.spec, info.labels)
+    try: domain.check(info.decision.spec, info.labels)
     except ParamsError as e: refuse('decision.json', f'{e.where}: {e.what}')
 
 def read_card(
@@ -373,66 +371,55 @@ def read_card(
 def load_pipeline(
     folder:str|Path,
     *,
-    settings=None, # Settings: for the largest photograph accepted and the station's name; default: as `load_settings` finds them
+    settings:Settings|None=None, # Largest photograph accepted, station, form; default: as `load_settings` finds them
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
-    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold, as evaluation wants it; False does less work and gives the same reports
-    artefact:str|None=None, # float32, bf16, int8 or onnx, see `export.artefacts` of params.yaml; default: the settings'
-): # SADSPipeline
-    "The bundle, ready to judge; `BundleError` naming the file if it is not whole. Imports no training library, and for onnx no JAX"
+    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold; False does less for the same reports
+    artefact:str|None=None, # float32, bf16, int8 or onnx, see `export.artefacts`; default: the settings'
+) -> Pipeline:
+    "The bundle, ready to judge; `BundleError` if it is not whole. Imports no training library, and for onnx no JAX"
     folder = Path(folder)
-    version = verify_bundle(folder)
-    import numpy as np
-
-    from sads_jax.core.settings import load_settings
-    from sads_jax.core.types import BOX_FLOOR, IMAGE_FLOOR, Findings
-    from sads_jax.domains.surface.gate import check_gate
-    from sads_jax.domains.surface.pipeline import SADSPipeline
-    from sads_jax.domains.surface.postprocessor import SADSPostprocessor
-    from sads_jax.domains.surface.tiling import TiledPredictor
+    verify_bundle(folder)
     settings, info = settings or load_settings(), read_bundle(folder)
     artefact = artefact or settings.artefact
     held = ('float32', *info.params.export.artefacts)
-    if artefact not in held: raise BundleError(f'holds no {artefact} form', where=folder, remedy=f"It holds {', '.join(held)}; set export.artefacts and run calibrate again")
-    point = info.decision
-    if point.gate is not None: check_gate(point.gate, folder/'decision.json')
-    decide = SADSPostprocessor(info.labels, point.spec, point.threshold, anomaly_limit=point.anomaly_limit, probabilities=point.probabilities)
-    floors = (0., 0.) if every_box or info.params.image.tile else (decide.decision.review_from(decide.threshold) - 1e-4, decide.threshold*decide.box_share - 1e-4)  # scores are rounded before they are compared; tiles are judged by their joint map
-    floors = dict(zip((IMAGE_FLOOR, BOX_FLOOR), map(np.float32, floors)))
-    if artefact == 'onnx': predictor = _onnx_predictor(folder, info, Findings, floors)
-    else: predictor = _jax_predictor(folder, info, Findings, floors, artefact, cache_dir)
-    if info.params.image.tile: predictor = TiledPredictor(predictor, info.params.image.tile)
-    return SADSPipeline(predictor, decide, model_version=version, rules_version=point.rules_version,
-        station_id=settings.station_id if station_id is None else station_id, max_megapixels=settings.max_megapixels, gate=point.gate)
+    if artefact not in held:
+        raise BundleError(f'holds no {artefact} form', where=folder,
+            remedy=f"It holds {', '.join(held)}; set export.artefacts and run calibrate again")
+    def opened(floors):
+        if artefact == 'onnx': return _onnx_predictor(folder, info, floors)
+        return _jax_predictor(folder, info, floors, artefact, cache_dir)
+    return DomainFactory(info.params.domain).load(info, opened, max_megapixels=settings.max_megapixels, every_box=every_box,
+        station_id=settings.station_id if station_id is None else station_id)
 
 def _present(path):
     if not path.is_file(): raise BundleError('missing from the bundle', where=path, remedy=_REMEDY)
     return path
 
-def _onnx_predictor(folder, info, outputs, floors):
+def _onnx_predictor(folder, info, floors):
     "Needs no JAX"
-    from sads_jax.inference.onnx import OnnxPredictor
+    from sads_jax.inference.onnx import OnnxPredictor # each form's runtime only when it is asked for
     from sads_jax.inference.vetting import load_weights, vet_graph, vet_weights
     graphs = {(h, w): _present(folder/f'{h}x{w}.onnx') for h, w in info.preprocess.buckets}
     vet_weights(load_weights(folder/'weights.safetensors'), folder/'weights.safetensors')
     for bucket, path in graphs.items(): vet_graph(path, bucket, info.labels)
-    return OnnxPredictor(graphs, info.preprocess.buckets, outputs, floors)
+    return OnnxPredictor(graphs, info.preprocess.buckets, Findings, floors)
 
-def _jax_predictor(folder, info, outputs, floors, artefact, cache_dir):
-    import numpy as np
-
-    from sads_jax.inference.export import load_program
+def _jax_predictor(folder, info, floors, artefact, cache_dir):
+    from sads_jax.inference.export import load_program # jax
     from sads_jax.inference.parity import widen
     from sads_jax.inference.predictor import CVPredictor
     from sads_jax.inference.vetting import load_weights, vet_signature, vet_weights
     source = folder/('weights.safetensors' if artefact == 'float32' else f'weights.{artefact}.safetensors')
     try:
         with np.errstate(all='ignore'): weights = widen(load_weights(source))  # what isn't finite is named below
-    except (ValueError, IndexError, TypeError) as e: raise BundleError(f'altered: not {artefact} weights: {e}', where=source, remedy=_REMEDY) from e
+    except (ValueError, IndexError, TypeError) as e:
+        raise BundleError(f'altered: not {artefact} weights: {e}', where=source, remedy=_REMEDY) from e
     vet_weights(weights, source)
     def program(bucket):
         path = _present(folder/'programs'/f'{bucket[0]}x{bucket[1]}.jaxexport')
-        return load_program(path.read_bytes(), outputs, where=path, fits=lambda p: vet_signature(p, weights, bucket, info.labels, path))
+        fits = lambda p: vet_signature(p, weights, bucket, info.labels, path)
+        return load_program(path.read_bytes(), Findings, where=path, fits=fits)
     programs, floors = {b: program(b) for b in info.preprocess.buckets}, {k: v for k, v in floors.items() if k in weights}
     return CVPredictor(programs, weights | floors, info.preprocess.buckets, info.preprocess.batch_sizes, cache_dir=cache_dir)
 

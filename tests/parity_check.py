@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from sads_jax.cli.main import find_photographs
+from sads_jax.cli.predict import find_photographs
 from sads_jax.core.settings import load_settings
 
 

@@ -15,7 +15,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from fake_pipeline import FakePipeline  # noqa: E402
 
-from sads_jax.cli.main import extras_state, find_photographs, main, param_rows  # noqa: E402
+from sads_jax.cli.doctor import extras_state
+from sads_jax.cli.main import main
+from sads_jax.cli.notes import param_rows
+from sads_jax.cli.predict import find_photographs  # noqa: E402
 from sads_jax.core.params import Params, Spec, load_params  # noqa: E402
 from sads_jax.core.types import InspectionReport  # noqa: E402
 

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from sads_jax.cli.main import app, processor
+from sads_jax.cli.doctor import processor
+from sads_jax.cli.main import app
 from sads_jax.core.errors import DataError, SADSError
 from sads_jax.core.params import load_params, parse_params
 from sads_jax.core.settings import Settings, load_settings

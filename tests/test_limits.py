@@ -65,12 +65,12 @@ def test_a_stream_reads_one_batch_ahead_and_keeps_order(tmp_path, monkeypatch):
 def test_ten_thousand_answers_print_no_ten_thousand_lines(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from sads_jax.cli import main
+    from sads_jax.cli import main, predict
     dark.bundle(tmp_path/'bundle')
     (tmp_path/'day').mkdir()
     first = dark.photo(tmp_path/'day'/'000.png', dark=False)
     for i in range(1, 24): (dark.photo(tmp_path/'day'/f'{i:03d}.png') if i == 7 else (tmp_path/'day'/f'{i:03d}.png').write_bytes(first.read_bytes()))
-    monkeypatch.setattr(main, '_ROWS', 10)
+    monkeypatch.setattr(predict, 'ROWS', 10)
     monkeypatch.chdir(tmp_path)  # a long path would be folded in the table
     r = CliRunner().invoke(main.app, ['predict', 'day', '--bundle', str(tmp_path/'bundle'), '--workdir', str(tmp_path), '--out', str(tmp_path/'v.jsonl')])
     assert r.exit_code == 0, r.exception

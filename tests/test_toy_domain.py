@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sads_jax.core.errors import ParamsError
-from sads_jax.core.params import CocoSpec, override, parse_params
+from sads_jax.core.params import override, parse_params
 from sads_jax.core.settings import Settings
 from sads_jax.core.types import Findings, InspectionReport, Reason, Verdict
 from sads_jax.data.images import read_image
@@ -25,7 +25,6 @@ from sads_jax.registry.bundle import load_pipeline, read_bundle
 from sads_jax.registry.golden import require_golden
 from sads_jax.registry.registries import MLflowRegistry
 from sads_jax.serving.service import Photograph, check_answers, judge, warm_up
-
 
 # ---------------------------------------------------------------- the domain
 

@@ -17,8 +17,11 @@ from .console import console, epilog, table
 from .places import own_file
 
 # %% ../../nbs/12_cli/25_compare.ipynb #f190832a
-COMPARE_EXAMPLES = epilog('sads evaluate --model sads@3 --workdir three -S data.kind=folder -S data.root=DIR',
-    'sads evaluate --model sads@4 --workdir four -S data.kind=folder -S data.root=DIR', 'sads compare three/reports four/reports')
+COMPARE_EXAMPLES = epilog(
+    'sads evaluate --model sads@3 --workdir three -S data.kind=folder -S data.root=DIR',
+    'sads evaluate --model sads@4 --workdir four -S data.kind=folder -S data.root=DIR',
+    'sads compare three/reports four/reports',
+)
 
 def compare(
     a:Annotated[Path, typer.Argument(metavar='REPORT_A', help='Folder that `sads evaluate` wrote.')],
@@ -29,10 +32,20 @@ def compare(
     from sads_jax.evaluation.compare import compare_reports, comparison_text
     if out is not None: own_file(out, r'\{\n "changed"')
     c, screen = compare_reports(a, b), console()
-    screen.print(f"A  {a}  {c.models[0]}\nB  {b}  {c.models[1]}\n{c.images} photographs of {c.parts} parts judged by both" + ''.join(f'; {n} by {k} alone' for k, n in zip('AB', c.only) if n))
+    screen.print(
+        f"A  {a}  {c.models[0]}\nB  {b}  {c.models[1]}\n{c.images} photographs of {c.parts} parts judged by both"
+        + ''.join(f'; {n} by {k} alone' for k, n in zip('AB', c.only) if n)
+    )
     if c.changed:
         t = table('part', 'truth', 'A', 'B', 'right', title='Parts that change sides')
-        for x in c.changed: t.add_row(x['part_id'], 'defective' if x['defective'] else 'good', ' '.join(x['a']), ' '.join(x['b']), x['better'].upper())
+        for x in c.changed:
+            t.add_row(
+                x['part_id'],
+                'defective' if x['defective'] else 'good',
+                ' '.join(x['a']),
+                ' '.join(x['b']),
+                x['better'].upper(),
+            )
         screen.print(t)
     for line in comparison_text(c): screen.print(line)
     if out is not None: c.write(out)

@@ -40,7 +40,9 @@ def epilog(*lines:str) -> str:
     "Examples, for the end of a command's help"
     return '\b\nExamples:\n' + '\n'.join(f'  {x}' for x in lines)
 
-BundlePosition = Annotated[Path|None, typer.Argument(metavar='BUNDLE', help='Folder of a model bundle; default: bundle.')]
+BundlePosition = Annotated[
+    Path | None, typer.Argument(metavar='BUNDLE', help='Folder of a model bundle; default: bundle.')
+]
 BundleOption = Annotated[Path|None, typer.Option('--bundle', metavar='DIR', help='The same, as an option.')]
 
 def one_bundle(
@@ -48,5 +50,6 @@ def one_bundle(
     option:Path|None, # As given by --bundle
 ) -> Path:
     "The bundle that is meant, however it was given; `BadParameter` if it was given twice"
-    if position is not None and option is not None: raise typer.BadParameter('give it once: as BUNDLE, or with --bundle')
+    if position is not None and option is not None:
+        raise typer.BadParameter('give it once: as BUNDLE, or with --bundle')
     return position or option or Path('bundle')

@@ -17,8 +17,11 @@ import typer
 from .console import console, epilog, say, table
 from ..core.errors import ParamsError
 
-INIT_EXAMPLES = epilog('sads init mine --photos DIR          looks, asks two questions, writes the project mine/', 'sads init mine --photos DIR --yes    takes all that is proposed',
-    'cd mine && dvc repro                 trains, evaluates, registers')
+INIT_EXAMPLES = epilog(
+    'sads init mine --photos DIR          looks, asks two questions, writes the project mine/',
+    'sads init mine --photos DIR --yes    takes all that is proposed',
+    'cd mine && dvc repro                 trains, evaluates, registers',
+)
 
 # %% ../../nbs/12_cli/15_init.ipynb #316dd7cf
 def _seen_table(seen, layout):
@@ -26,11 +29,27 @@ def _seen_table(seen, layout):
     counts = ', '.join(f'{c} {n}' for c, n in sorted(seen.classes.items())) or 'none'
     scope = '' if seen.looked_at == seen.images else f' (of {seen.looked_at} looked at, evenly spread)'
     low, high = seen.sizes.min(0), seen.sizes.max(0)
-    size = f'{low[0]} x {low[1]} px' if (low == high).all() else f'{low[0]} x {low[1]} to {high[0]} x {high[1]} px (height x width)'
-    rows = [('layout', f'{layout.kind}: {layout.why}'), ('photographs', str(seen.images)), ('size', size), ('good', f'{seen.good}{scope}'), ('defects', counts + scope),
-        ('labels', f'{seen.marked} say where the defect is, {seen.masked} outline it')]
+    size = (
+        f'{low[0]} x {low[1]} px'
+        if (low == high).all()
+        else f'{low[0]} x {low[1]} to {high[0]} x {high[1]} px (height x width)'
+    )
+    rows = [
+        ('layout', f'{layout.kind}: {layout.why}'),
+        ('photographs', str(seen.images)),
+        ('size', size),
+        ('good', f'{seen.good}{scope}'),
+        ('defects', counts + scope),
+        ('labels', f'{seen.marked} say where the defect is, {seen.masked} outline it'),
+    ]
     if seen.unknown: rows.append(('not judged', f'{seen.unknown} photographs: nobody says whether they are good'))
-    if len(seen.thickness): rows.append(('thinnest', f'{sorted(seen.thickness)[len(seen.thickness)//20]:.1f} px (a twentieth of the defects is thinner)'))
+    if len(seen.thickness):
+        rows.append(
+            (
+                'thinnest',
+                f'{sorted(seen.thickness)[len(seen.thickness) // 20]:.1f} px (a twentieth of the defects is thinner)',
+            )
+        )
     for row in rows: t.add_row(*row)
     return t
 
@@ -43,11 +62,19 @@ def _chosen_table(choices):
 def _pick_layout(found, kind, ask, root):
     "The layout that is meant"
     if kind:
-        if not (hits := [x for x in found if x.kind == kind]): raise ParamsError(f'is not laid out as {kind}', where=root, remedy='It looks like ' + '; '.join(f'{x.kind} ({x.why})' for x in found))
+        if not (hits := [x for x in found if x.kind == kind]):
+            raise ParamsError(
+                f'is not laid out as {kind}',
+                where=root,
+                remedy='It looks like ' + '; '.join(f'{x.kind} ({x.why})' for x in found),
+            )
         return hits[0]
     if len(found) > 1:
         for x in found: say(f'could be {x.kind}: {x.why}')
-        if ask: return found[[x.kind for x in found].index(typer.prompt('Read as', default=found[0].kind, type=_one_of(found)))]
+        if ask:
+            return found[
+                [x.kind for x in found].index(typer.prompt('Read as', default=found[0].kind, type=_one_of(found)))
+            ]
         say(f'read as {found[0].kind}; --kind chooses another')
     return found[0]
 
@@ -57,11 +84,20 @@ def _one_of(found):
 
 # %% ../../nbs/12_cli/15_init.ipynb #900c19fc
 def init(
-    folder:Annotated[Path, typer.Argument(metavar='DIR', help='The project; made if missing.')]=Path('.'),
-    photos:Annotated[Path|None, typer.Option('--photos', metavar='PATH', help='Folder of the photographs; default: DIR itself.')]=None,
-    kind:Annotated[str|None, typer.Option('--kind', metavar='KIND', help='How to read it, where several layouts fit: coco, folder, magnetic_tile, voc.')]=None,
-    yes:Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing, take what is proposed.')]=False,
-    scm:Annotated[bool, typer.Option('--scm/--no-scm', help='Keep history with git, where it is installed.')]=True,
+    folder: Annotated[Path, typer.Argument(metavar='DIR', help='The project; made if missing.')] = Path('.'),
+    photos: Annotated[
+        Path | None, typer.Option('--photos', metavar='PATH', help='Folder of the photographs; default: DIR itself.')
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            '--kind',
+            metavar='KIND',
+            help='How to read it, where several layouts fit: coco, folder, magnetic_tile, voc.',
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing, take what is proposed.')] = False,
+    scm: Annotated[bool, typer.Option('--scm/--no-scm', help='Keep history with git, where it is installed.')] = True,
 ):
     "Make a project of photographs. Recognises their layout, chooses what suits them, and writes params.yaml, settings.ini and dvc.yaml; overwrites nothing."
     from sads_jax.core.params import parse_params
@@ -75,7 +111,15 @@ def init(
     seen = fingerprint(ConnectorFactory(spec, seed=0))
     screen.print(_seen_table(seen, layout))
     patterns = part_patterns(seen.names)
-    if patterns and ask and not typer.confirm(f'Do names tell parts? {patterns[0].pattern} gives {patterns[0].parts} parts of up to {patterns[0].largest} photographs', default=True): patterns = []
+    if (
+        patterns
+        and ask
+        and not typer.confirm(
+            f'Do names tell parts? {patterns[0].pattern} gives {patterns[0].parts} parts of up to {patterns[0].largest} photographs',
+            default=True,
+        )
+    ):
+        patterns = []
     own = relative_root(layout.fields['root'], folder)
     layout = layout._replace(fields=layout.fields | {'root': own})
     choices = plan(seen, layout, patterns)

@@ -38,14 +38,36 @@ def param_rows(
         options, many = _sections(f.annotation), typing.get_origin(f.annotation) is tuple
         if many and options:
             note = notes.get(name) or (options[0].__doc__ or '').strip()
-            rows.append((path, 'list', json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)), note))
+            rows.append(
+                (
+                    path,
+                    'list',
+                    json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)),
+                    note,
+                )
+            )
             path += '[]'
         if many and len(options) == 1: rows += param_rows(options[0], None, f'{path}.')
         elif options:
             for t in options:
-                rows.append((path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''), '', 'default' if type(value) is t and len(options) > 1 else '', (t.__doc__ or '').strip()))
+                rows.append(
+                    (
+                        path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''),
+                        '',
+                        'default' if type(value) is t and len(options) > 1 else '',
+                        (t.__doc__ or '').strip(),
+                    )
+                )
                 rows += param_rows(t, value if type(value) is t else None, f'{path}.')
-        elif name != 'kind': rows.append((path, _type_name(f.annotation, f.metadata), 'required' if f.is_required() else json.dumps(value, default=str), notes.get(name, '')))
+        elif name != 'kind':
+            rows.append(
+                (
+                    path,
+                    _type_name(f.annotation, f.metadata),
+                    'required' if f.is_required() else json.dumps(value, default=str),
+                    notes.get(name, ''),
+                )
+            )
     return rows
 
 def _sections(t):
@@ -60,10 +82,19 @@ def _type_name(t, metadata=()):
     import types
     import typing
     args = typing.get_args(t)
-    if typing.get_origin(t) is Annotated: return _type_name(args[0], [m for a in args[1:] for m in getattr(a, 'metadata', [a])])
+    if typing.get_origin(t) is Annotated:
+        return _type_name(args[0], [m for a in args[1:] for m in getattr(a, 'metadata', [a])])
     if typing.get_origin(t) in (typing.Union, types.UnionType): text = ' or '.join(map(_type_name, args))
     elif typing.get_origin(t) is typing.Literal: text = ' | '.join(map(str, args))
     elif typing.get_origin(t) is tuple: text = 'list of ' + _type_name(args[0])
-    else: text = {'NoneType': 'none', 'str': 'text', 'Path': 'path', 'int': 'whole number', 'float': 'number'}.get(t.__name__, t.__name__)
-    bounds = [f'{op} {getattr(m, k):g}' for m in metadata for k, op in (('ge', '>='), ('gt', '>'), ('le', '<='), ('lt', '<')) if getattr(m, k, None) is not None]
+    else:
+        text = {'NoneType': 'none', 'str': 'text', 'Path': 'path', 'int': 'whole number', 'float': 'number'}.get(
+            t.__name__, t.__name__
+        )
+    bounds = [
+        f'{op} {getattr(m, k):g}'
+        for m in metadata
+        for k, op in (('ge', '>='), ('gt', '>'), ('le', '<='), ('lt', '<'))
+        if getattr(m, k, None) is not None
+    ]
     return text + (f" {', '.join(bounds)}" if bounds else '')

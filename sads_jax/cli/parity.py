@@ -16,8 +16,12 @@ import typer
 from .console import BundleOption, BundlePosition, console, epilog, one_bundle, say, table
 
 # %% ../../nbs/12_cli/50_parity.ipynb #f326a979
-PARITY_EXAMPLES = epilog('sads parity bundle', 'sads parity bundle --models models --images day7/', '',
-    'With --models the reference is the networks in Python; with --images alone the float32 form; else what the golden set expects.')
+PARITY_EXAMPLES = epilog(
+    'sads parity bundle',
+    'sads parity bundle --models models --images day7/',
+    '',
+    'With --models the reference is the networks in Python; with --images alone the float32 form; else what the golden set expects.',
+)
 
 def _size(bundle, artefact):
     "What a station needs of the bundle [MB]"
@@ -26,11 +30,15 @@ def _size(bundle, artefact):
     return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in programs))/1e6
 
 def parity(
-    bundle:BundlePosition=None,
-    named:BundleOption=None,
-    models:Annotated[Path|None, typer.Option(metavar='DIR', help='Folder of the trained networks.')]=None,
-    images:Annotated[Path|None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')]=None,
-    settings:Annotated[Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')]=Path('settings.ini'),
+    bundle: BundlePosition = None,
+    named: BundleOption = None,
+    models: Annotated[Path | None, typer.Option(metavar='DIR', help='Folder of the trained networks.')] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')
+    ] = None,
+    settings: Annotated[
+        Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')
+    ] = Path('settings.ini'),
 ):
     "Whether all forms of a model decide alike. Drift stage by stage, verdicts, size, load time, images/s; exit status 1 if one is not the model that was trained."
     import time
@@ -43,10 +51,23 @@ def parity(
     from sads_jax.registry.bundle import golden_looks, load_pipeline, read_bundle
     s, info = load_settings(settings), read_bundle(bundle)
     folder = images or bundle/'golden'/'images'
-    paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')) if folder.is_dir() else []
+    paths = (
+        sorted(
+            p
+            for p in folder.rglob('*')
+            if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+        )
+        if folder.is_dir()
+        else []
+    )
     if not paths: raise DataError('no photographs', where=folder, remedy='Name a folder with --images')
     kinds = (ARTEFACTS[0], *info.params.export.artefacts)
-    if images and not models and len(kinds) == 1: raise DataError('holds only the float32 form: nothing to compare', where=bundle, remedy='Name the folder of the trained networks with --models')
+    if images and not models and len(kinds) == 1:
+        raise DataError(
+            'holds only the float32 form: nothing to compare',
+            where=bundle,
+            remedy='Name the folder of the trained networks with --models',
+        )
     opened = lambda kind: load_pipeline(bundle, settings=s, cache_dir=s.cache_dir/'programs', artefact=kind)
     opened(kinds[0]).process_request(paths[0])  # the compiled program is kept, so that all forms find it
     forms, took = {}, {}
@@ -58,9 +79,18 @@ def parity(
     if models is not None:
         from sads_jax.orchestrators.stages import python_pipeline
         reference, called = python_pipeline(bundle, models, s), 'the networks in Python'
-    elif images is None: reference, called = {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
-    else: reference, called = forms[kinds[0]], 'the float32 form'
-    found = {p.artefact: p for p in compare_forms(reference, {k: v for k, v in forms.items() if v is not reference}, ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths))}
+    elif images is None:
+        reference, called = {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
+    else:
+        reference, called = forms[kinds[0]], 'the float32 form'
+    found = {
+        p.artefact: p
+        for p in compare_forms(
+            reference,
+            {k: v for k, v in forms.items() if v is not reference},
+            ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths),
+        )
+    }
     speed = {}
     for k, pipeline in forms.items():
         pipeline.run_inference(paths[:8])
@@ -71,11 +101,21 @@ def parity(
     t.add_row('size [MB]', *(f'{_size(bundle, k):.1f}' for k in kinds))
     t.add_row('load and first verdict [s]', *(f'{took[k]:.2f}' for k in kinds))
     t.add_row('images/s', *(f'{speed[k]:.1f}' for k in kinds))
-    t.add_row('verdicts equal', *(f'{found[k].verdicts} of {found[k].images}' if k in found else 'the reference' for k in kinds))
-    for m, (stage, _) in MEASURES.items(): t.add_row(f'{stage}: {m}', *(f'{found[k].worst[m]:.2g} (<= {found[k].limits[m]:g})' if k in found else '' for k in kinds))
+    t.add_row(
+        'verdicts equal',
+        *(f'{found[k].verdicts} of {found[k].images}' if k in found else 'the reference' for k in kinds),
+    )
+    for m, (stage, _) in MEASURES.items():
+        t.add_row(
+            f'{stage}: {m}',
+            *(f'{found[k].worst[m]:.2g} (<= {found[k].limits[m]:g})' if k in found else '' for k in kinds),
+        )
     console().print(t)
     typer.echo(f'{len(paths)} photographs; the reference is {called}; drift: the largest met, and its limit')
     for p in found.values():
         for name, stage, what in p.faults[:5]: say(f'{p.artefact}: {name}: {stage}: {what}')
-        if p.faults: say(f'{p.artefact}: {len(p.faults)} of {p.images} photographs differ, {len(p.flips)} in the verdict: blocked')
+        if p.faults:
+            say(
+                f'{p.artefact}: {len(p.faults)} of {p.images} photographs differ, {len(p.flips)} in the verdict: blocked'
+            )
     if any(p.faults for p in found.values()): raise typer.Exit(1)

@@ -30,7 +30,11 @@ def own_file(
     if not path.is_file() or not path.stat().st_size: return
     with open(path, 'rb') as f: start = f.read(300)
     if not re.match(begins.encode(), start, re.DOTALL):
-        raise SADSError('is a file that this command did not write, so it is left as it is', where=path, remedy='Move it away, or name another')
+        raise SADSError(
+            'is a file that this command did not write, so it is left as it is',
+            where=path,
+            remedy='Move it away, or name another',
+        )
 
 # %% ../../nbs/12_cli/07_places.ipynb #d9ec5f4f
 def open_lines(

@@ -24,14 +24,36 @@ if TYPE_CHECKING:
 qualify = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Whether this station may judge parts today.')
 
 _BundleDir = Annotated[Path, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle.')]
-_Shots = Annotated[Path|None, typer.Option('--shots', metavar='CSV', help='Fresh photographs of golden parts instead of the stored ones: columns file, verdict.')]
-_Reports = Annotated[Path, typer.Option('--report', metavar='PATH', help='Folder that `sads evaluate` wrote, or a file of `sads predict --out`.')]
-_Part = Annotated[str|None, typer.Option('--part', metavar='REGEX', help='Finds the part in a file name by its one group, where reports name none.')]
+_Shots = Annotated[
+    Path | None,
+    typer.Option(
+        '--shots',
+        metavar='CSV',
+        help='Fresh photographs of golden parts instead of the stored ones: columns file, verdict.',
+    ),
+]
+_Reports = Annotated[
+    Path,
+    typer.Option(
+        '--report', metavar='PATH', help='Folder that `sads evaluate` wrote, or a file of `sads predict --out`.'
+    ),
+]
+_Part = Annotated[
+    str | None,
+    typer.Option(
+        '--part', metavar='REGEX', help='Finds the part in a file name by its one group, where reports name none.'
+    ),
+]
 _Drift = Annotated[float, typer.Option(min=0, help='Largest change of an image score.')]
 _Unanimous = Annotated[float, typer.Option(min=0, max=1, help='Least share of parts judged alike in all photographs.')]
 _Kappa = Annotated[float, typer.Option(min=-1, max=1, help='Least kappa.')]
-_OutFile = Annotated[Path|None, typer.Option('--out', metavar='FILE', help='Page to print and sign: .html, or .pdf where there is a Chromium.')]
-_SettingsFile = Annotated[Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')]
+_OutFile = Annotated[
+    Path | None,
+    typer.Option('--out', metavar='FILE', help='Page to print and sign: .html, or .pdf where there is a Chromium.'),
+]
+_SettingsFile = Annotated[
+    Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')
+]
 
 def _golden(bundle, shots, drift, settings):
     "The golden check of a bundle, whose program is loaded as it would be for serving"
@@ -41,7 +63,9 @@ def _golden(bundle, shots, drift, settings):
     verify_bundle(bundle)
     expected = read_shots_table(shots) if shots else read_golden(bundle)
     s = load_settings(settings)
-    return golden_check(expected, load_pipeline(bundle, settings=s, cache_dir=s.cache_dir/'programs').process_request, drift)
+    return golden_check(
+        expected, load_pipeline(bundle, settings=s, cache_dir=s.cache_dir / 'programs').process_request, drift
+    )
 
 def _agreement(csv, report, part, kappa):
     from sads_jax.evaluation.qualification import agreement_check, model_ratings, read_ratings, read_shots
@@ -68,27 +92,74 @@ def finish(
         say(f'written: {out}')
     if not all(c.passed for c in checks): raise typer.Exit(1)
 
-@qualify.command('golden', epilog=epilog('sads qualify golden --bundle bundle', 'sads qualify golden --bundle bundle --shots today/golden.csv --out shift.pdf'))
-def qualify_golden(bundle:_BundleDir=Path('bundle'), shots:_Shots=None, drift:_Drift=.01, out:_OutFile=None, settings:_SettingsFile=Path('settings.ini')):
+@qualify.command(
+    'golden',
+    epilog=epilog(
+        'sads qualify golden --bundle bundle',
+        'sads qualify golden --bundle bundle --shots today/golden.csv --out shift.pdf',
+    ),
+)
+def qualify_golden(
+    bundle: _BundleDir = Path('bundle'),
+    shots: _Shots = None,
+    drift: _Drift = 0.01,
+    out: _OutFile = None,
+    settings: _SettingsFile = Path('settings.ini'),
+):
     "Known photographs must be judged as they were. The check at the start of a shift; exit status 1 if it fails."
     finish([_golden(bundle, shots, drift, settings)], out, {'bundle': str(bundle)})
 
-@qualify.command('repeatability', epilog=epilog('sads qualify repeatability --report reports', "sads qualify repeatability --report shots.jsonl --part '(part-\\d+)_'"))
-def qualify_repeatability(report:_Reports=Path('reports'), part:_Part=None, unanimous:_Unanimous=.9, out:_OutFile=None):
+@qualify.command(
+    'repeatability',
+    epilog=epilog(
+        'sads qualify repeatability --report reports',
+        "sads qualify repeatability --report shots.jsonl --part '(part-\\d+)_'",
+    ),
+)
+def qualify_repeatability(
+    report: _Reports = Path('reports'), part: _Part = None, unanimous: _Unanimous = 0.9, out: _OutFile = None
+):
     "Photographs of the same part must get the same verdict. With the standard deviation of its score."
     from sads_jax.evaluation.qualification import read_shots, repeatability_check
     finish([repeatability_check(read_shots(report, part), unanimous)], out, {'report': str(report)})
 
-@qualify.command('agreement', epilog=epilog('sads qualify agreement ratings.csv', 'sads qualify agreement ratings.csv --report reports --out agreement.html', '',
-    'The CSV has the columns part, rater, verdict; the rater `truth` is what a part really is, and lines that repeat part and rater are further looks.'))
-def qualify_agreement(ratings:Annotated[Path, typer.Argument(metavar='CSV', help='Columns part, rater, verdict.')], report:Annotated[Path|None, typer.Option('--report', metavar='PATH', help='Adds the model as a rater.')]=None,
-                      part:_Part=None, kappa:_Kappa=.75, out:_OutFile=None):
+@qualify.command(
+    'agreement',
+    epilog=epilog(
+        'sads qualify agreement ratings.csv',
+        'sads qualify agreement ratings.csv --report reports --out agreement.html',
+        '',
+        'The CSV has the columns part, rater, verdict; the rater `truth` is what a part really is, and lines that repeat part and rater are further looks.',
+    ),
+)
+def qualify_agreement(
+    ratings: Annotated[Path, typer.Argument(metavar='CSV', help='Columns part, rater, verdict.')],
+    report: Annotated[Path | None, typer.Option('--report', metavar='PATH', help='Adds the model as a rater.')] = None,
+    part: _Part = None,
+    kappa: _Kappa = 0.75,
+    out: _OutFile = None,
+):
     "Model and people against each other and the truth. Cohen's and Fleiss' kappa, and each with their own second look."
     finish([_agreement(ratings, report, part, kappa)], out, {'ratings': str(ratings)})
 
-@qualify.command('station', epilog=epilog('sads qualify station --bundle bundle --report reports --ratings ratings.csv --out line-3.pdf'))
-def qualify_station(bundle:_BundleDir=Path('bundle'), report:_Reports=Path('reports'), ratings:Annotated[Path|None, typer.Option('--ratings', metavar='CSV', help='Columns part, rater, verdict.')]=None, part:_Part=None,
-                    shots:_Shots=None, drift:_Drift=.01, unanimous:_Unanimous=.9, kappa:_Kappa=.75, out:_OutFile=None, settings:_SettingsFile=Path('settings.ini')):
+@qualify.command(
+    'station',
+    epilog=epilog('sads qualify station --bundle bundle --report reports --ratings ratings.csv --out line-3.pdf'),
+)
+def qualify_station(
+    bundle: _BundleDir = Path('bundle'),
+    report: _Reports = Path('reports'),
+    ratings: Annotated[
+        Path | None, typer.Option('--ratings', metavar='CSV', help='Columns part, rater, verdict.')
+    ] = None,
+    part: _Part = None,
+    shots: _Shots = None,
+    drift: _Drift = 0.01,
+    unanimous: _Unanimous = 0.9,
+    kappa: _Kappa = 0.75,
+    out: _OutFile = None,
+    settings: _SettingsFile = Path('settings.ini'),
+):
     "All checks on one page. Golden samples, re-shots, and agreement where ratings are given."
     from sads_jax.core.settings import load_settings
     from sads_jax.evaluation.qualification import read_shots, repeatability_check

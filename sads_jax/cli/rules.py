@@ -36,8 +36,13 @@ def _classes(decision, labels, bundle):
     named = {r.label for r in decision.rules} - {'*'} | set(decision.severity)
     return sorted(named), 'as the file names them; --labels or --bundle checks them'
 
-@rules.command('check', epilog=epilog('sads rules check params.yaml --labels crack,pit,stain', 'sads rules check strict.yaml --bundle bundle'))
-def rules_check(path:_RuleFile=Path('params.yaml'), labels:_Labels=None, bundle:_Bundle=None):
+@rules.command(
+    'check',
+    epilog=epilog(
+        'sads rules check params.yaml --labels crack,pit,stain', 'sads rules check strict.yaml --bundle bundle'
+    ),
+)
+def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, bundle: _Bundle = None):
     "What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes that no rule looks at; exit status 1 on errors."
     from sads_jax.core.params import _line
     from sads_jax.core.yaml_text import compose_yaml
@@ -46,26 +51,51 @@ def rules_check(path:_RuleFile=Path('params.yaml'), labels:_Labels=None, bundle:
     classes, whence = _classes(decision, labels, bundle)
     found = lint_rules(decision, classes)
     lines = compose_yaml(path.read_text(), path)
-    for f in found: typer.echo(f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}")
+    for f in found:
+        typer.echo(
+            f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}"
+        )
     errors = sum(f.level == 'error' for f in found)
     many = lambda n, what: f"{n} {what}{'s'*(n != 1)}"
-    typer.echo(f"{path}: {many(len(decision.rules), 'rule')}, {many(len(decision.zones), 'zone')}, classes {', '.join(classes) or 'none'} ({whence}): {many(errors, 'error')}, {many(len(found) - errors, 'warning')}")
+    typer.echo(
+        f"{path}: {many(len(decision.rules), 'rule')}, {many(len(decision.zones), 'zone')}, classes {', '.join(classes) or 'none'} ({whence}): {many(errors, 'error')}, {many(len(found) - errors, 'warning')}"
+    )
     if errors: raise typer.Exit(1)
 
-@rules.command('test', epilog=epilog('sads rules test params.yaml cases.csv', '', 'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, area_mm2,',
-    'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count and rule (that decides). Lines with one case are one part.'))
-def rules_test(path:_RuleFile, cases:Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')], labels:_Labels=None, bundle:_Bundle=None):
+@rules.command(
+    'test',
+    epilog=epilog(
+        'sads rules test params.yaml cases.csv',
+        '',
+        'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, area_mm2,',
+        'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count and rule (that decides). Lines with one case are one part.',
+    ),
+)
+def rules_test(
+    path: _RuleFile,
+    cases: Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')],
+    labels: _Labels = None,
+    bundle: _Bundle = None,
+):
     "A table of cases against a rule file. Exit status 1 if one comes out otherwise."
     from sads_jax.domains.surface.rules import check_decision, read_cases, run_case
     decision = _decision(path)
     classes = _classes(decision, labels, bundle)[0]
     parts = read_cases(cases, decision, classes if labels or bundle else ())
-    check_decision(decision, sorted({*classes, *(d.label for c in parts for d in c.defects)}) if not (labels or bundle) else classes)
+    check_decision(
+        decision,
+        sorted({*classes, *(d.label for c in parts for d in c.defects)}) if not (labels or bundle) else classes,
+    )
     t, failed = table('case', 'expected', 'came out', 'why'), 0
     for c in parts:
         right, verdict, reasons = run_case(c, decision)
         failed += not right
-        t.add_row(('' if right else 'WRONG  ') + c.name, c.expect.value + (f' by {c.rule}' if c.rule else ''), verdict.value, '; '.join(r.text for r in reasons))
+        t.add_row(
+            ('' if right else 'WRONG  ') + c.name,
+            c.expect.value + (f' by {c.rule}' if c.rule else ''),
+            verdict.value,
+            '; '.join(r.text for r in reasons),
+        )
     console().print(t)
     typer.echo(f'{len(parts) - failed} of {len(parts)} cases as expected')
     if failed: raise typer.Exit(1)
@@ -79,18 +109,40 @@ def _stored(path):
     from sads_jax.core.types import InspectionReport
     file = path/'predictions.jsonl' if path.is_dir() else path
     try: lines = file.read_text().splitlines()
-    except FileNotFoundError as e: raise SADSError('no such file', where=file, remedy='Name a file of sads predict --out, or a folder of sads evaluate') from e
+    except FileNotFoundError as e:
+        raise SADSError(
+            'no such file', where=file, remedy='Name a file of sads predict --out, or a folder of sads evaluate'
+        ) from e
     for i, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if 'report' not in row: continue  # a photograph that could not be judged
             report = InspectionReport.model_validate(row['report'])
-        except (ValueError, ValidationError) as e: raise SADSError(f'not a stored report: {str(e).splitlines()[0]}', where=f'{file}, line {i}', remedy='Name a file of sads predict --out, or a folder of sads evaluate') from e
+        except (ValueError, ValidationError) as e:
+            raise SADSError(
+                f'not a stored report: {str(e).splitlines()[0]}',
+                where=f'{file}, line {i}',
+                remedy='Name a file of sads predict --out, or a folder of sads evaluate',
+            ) from e
         yield row.get('file_name') or row.get('file') or f'line {i}', report, row.get('defective')
 
-@rules.command('replay', epilog=epilog('sads rules replay reports --old params.yaml --new strict.yaml', 'sads rules replay verdicts.jsonl --old a.yaml --new b.yaml'))
-def rules_replay(reports:Annotated[Path, typer.Argument(metavar='REPORTS', help='A file of `sads predict --out`, or a folder that `sads evaluate` wrote.')],
-                 old:Annotated[Path, typer.Option(metavar='YAML', help='Rules of before.')], new:Annotated[Path, typer.Option(metavar='YAML', help='Rules to try.')]):
+@rules.command(
+    'replay',
+    epilog=epilog(
+        'sads rules replay reports --old params.yaml --new strict.yaml',
+        'sads rules replay verdicts.jsonl --old a.yaml --new b.yaml',
+    ),
+)
+def rules_replay(
+    reports: Annotated[
+        Path,
+        typer.Argument(
+            metavar='REPORTS', help='A file of `sads predict --out`, or a folder that `sads evaluate` wrote.'
+        ),
+    ],
+    old: Annotated[Path, typer.Option(metavar='YAML', help='Rules of before.')],
+    new: Annotated[Path, typer.Option(metavar='YAML', help='Rules to try.')],
+):
     "Which parts change verdict under new rules, and why. Judges stored reports again; no model is run."
     from collections import Counter
 
@@ -103,26 +155,54 @@ def rules_replay(reports:Annotated[Path, typer.Argument(metavar='REPORTS', help=
     for name, report, defective in stored:
         (before, was), (after, now) = rejudge(report, a), rejudge(report, b)
         odd += before != report.verdict
-        if defective is not None: truth.update({f'{k} {w}': int((v == 'PASS') == defective) for w, v in (('old', before), ('new', after)) for k in ['escapes' if defective else 'overkills']})
+        if defective is not None:
+            truth.update(
+                {
+                    f'{k} {w}': int((v == 'PASS') == defective)
+                    for w, v in (('old', before), ('new', after))
+                    for k in ['escapes' if defective else 'overkills']
+                }
+            )
         if before == after: continue
         moved[before.value, after.value] += 1
         t.add_row(name, report.part_id or '', before.value, after.value, f'{was[0].text} → {now[0].text}')
     if moved: console().print(t)
-    typer.echo(f'{len(stored)} reports, {sum(moved.values())} change' + ''.join(f'; {n} from {x} to {y}' for (x, y), n in sorted(moved.items())))
-    if truth: typer.echo('; '.join(f"{k} {truth[f'{k} old']} → {truth[f'{k} new']}" for k in ('escapes', 'overkills')) + ' (photographs whose label is known)')
+    typer.echo(
+        f'{len(stored)} reports, {sum(moved.values())} change'
+        + ''.join(f'; {n} from {x} to {y}' for (x, y), n in sorted(moved.items()))
+    )
+    if truth:
+        typer.echo(
+            '; '.join(f"{k} {truth[f'{k} old']} → {truth[f'{k} new']}" for k in ('escapes', 'overkills'))
+            + ' (photographs whose label is known)'
+        )
     if odd: say(f'{odd} reports were stored with another verdict than {old} gives: they were judged by other rules')
-    if before := [k for k in ('threshold', 'review_margin', 'review_overkill', 'gate_overkill', 'mask_threshold', 'min_area_px') if getattr(a, k) != getattr(b, k)]:
-        say(f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell (sads evaluate)")
+    if before := [
+        k
+        for k in ('threshold', 'review_margin', 'review_overkill', 'gate_overkill', 'mask_threshold', 'min_area_px')
+        if getattr(a, k) != getattr(b, k)
+    ]:
+        say(
+            f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell (sads evaluate)"
+        )
 
 # %% ../../nbs/12_cli/40_rules.ipynb #78191858
 SCALE_EXAMPLES = epilog('sads scale board.png --square 5', 'sads scale board.png --square 2.5 --columns 12 --rows 8')
 
-def scale(photo:Annotated[Path, typer.Argument(metavar='PHOTO', help='Photograph of a chessboard that lies where parts lie.')], square:Annotated[float, typer.Option(metavar='MM', help='Side of a square.')],
-          columns:Annotated[int, typer.Option(help='Inner corners along a row.')]=9, rows:Annotated[int, typer.Option(help='Inner corners along a column.')]=6):
+def scale(
+    photo: Annotated[
+        Path, typer.Argument(metavar='PHOTO', help='Photograph of a chessboard that lies where parts lie.')
+    ],
+    square: Annotated[float, typer.Option(metavar='MM', help='Side of a square.')],
+    columns: Annotated[int, typer.Option(help='Inner corners along a row.')] = 9,
+    rows: Annotated[int, typer.Option(help='Inner corners along a column.')] = 6,
+):
     "The size of a pixel from a photograph of a chessboard. Prints the lines for params.yaml; exit status 1 if the board is tilted or bent."
     from sads_jax.data.images import read_image
     from sads_jax.domains.surface.scale import chessboard_scale
     found = chessboard_scale(read_image(photo), square, (columns, rows), str(photo))
-    typer.echo(f'decision:\n  mm_per_px: {found.mm_per_px:.6g}  # ± {found.uncertainty:.2g}; squares of {square:g} mm are {square/found.mm_per_px:.2f} px and differ by {found.spread:.2%}')
+    typer.echo(
+        f'decision:\n  mm_per_px: {found.mm_per_px:.6g}  # ± {found.uncertainty:.2g}; squares of {square:g} mm are {square / found.mm_per_px:.2f} px and differ by {found.spread:.2%}'
+    )
     for w in found.warnings: say(f'{photo}: {w}')
     if found.warnings: raise typer.Exit(1)

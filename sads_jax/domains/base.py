@@ -28,7 +28,9 @@ Photo = bytes | str | Path | np.ndarray # encoded, a file, or pixels uint8 [H, W
 
 class Inspection(NamedTuple):
     "A report and what evaluation wants to know beyond it: also of everything below the threshold"
-    report: InspectionReport|SADSError # The error in place of the report where a photograph can't be read; the rest is then None
+    report: (
+        InspectionReport | SADSError
+    )  # The error in place of the report where a photograph can't be read; the rest is then None
     findings: Findings|None # Of this image, numpy, without batch axis
     placement: Placement|None # From canvas px to original px
     score_map: np.ndarray|None # float32 [H, W] of the original image: how likely each pixel is defect, 0..1
@@ -45,12 +47,26 @@ class Pipeline(Protocol):
     def process_request(self, src:Photo, *, part_id:str|None=None, name:str|None=None) -> InspectionReport:
         "Inspect one photograph; `ImageError` if it can't be read"
 
-    def run_inference(self, srcs:Sequence[Photo], *, part_ids:Sequence[str|None]|None=None,
-            names:Sequence[str|None]|None=None, batch_size:int=8, on_error:str='raise') -> list[InspectionReport|SADSError]:
+    def run_inference(
+        self,
+        srcs: Sequence[Photo],
+        *,
+        part_ids: Sequence[str | None] | None = None,
+        names: Sequence[str | None] | None = None,
+        batch_size: int = 8,
+        on_error: str = 'raise',
+    ) -> list[InspectionReport | SADSError]:
         "Inspect many, in order; with on_error 'return' an error takes the place of its report"
 
-    def stream(self, srcs:Sequence[Photo], *, part_ids:Sequence[str|None]|None=None,
-            names:Sequence[str|None]|None=None, batch_size:int=8, on_error:str='raise') -> Iterator[InspectionReport|SADSError]:
+    def stream(
+        self,
+        srcs: Sequence[Photo],
+        *,
+        part_ids: Sequence[str | None] | None = None,
+        names: Sequence[str | None] | None = None,
+        batch_size: int = 8,
+        on_error: str = 'raise',
+    ) -> Iterator[InspectionReport | SADSError]:
         "As `run_inference`, a report as soon as it is there"
 
     def inspect(self, srcs:Sequence[Photo], *, batch_size:int=8) -> list[Inspection]:
@@ -112,5 +128,7 @@ DomainFactory = Factory('domain')
 def _surface(options):
     "Imported when asked for: this floor knows the name only"
     if options:
-        raise ParamsError(f'surface has no option {next(iter(options))!r}', where='domain.options', remedy='Take it out')
+        raise ParamsError(
+            f'surface has no option {next(iter(options))!r}', where='domain.options', remedy='Take it out'
+        )
     return import_module('sads_jax.domains.surface.domain').SurfaceDomain()

@@ -84,7 +84,9 @@ def package_hashes(
 ) -> dict[str, str]: # Package -> sha256 of its source
     "What each package is made of"
     root, out = Path(sads_jax.__file__).parent, {}
-    for folder in sorted(p for p in root.iterdir() if (p/'__init__.py').is_file() and (names is None or p.name in names)):
+    for folder in sorted(
+        p for p in root.iterdir() if (p / '__init__.py').is_file() and (names is None or p.name in names)
+    ):
         h = hashlib.sha256()
         for f in sorted(folder.rglob('*.py')):
             h.update(f'{f.relative_to(root).as_posix()} {hashlib.sha256(f.read_bytes()).hexdigest()}\n'.encode())
@@ -95,7 +97,10 @@ def code_revision(
 ) -> str|None: # E.g. '3f2a91c0d4e1' or '3f2a91c0d4e1-dirty'; None outside of a git checkout
     "The commit that the running package comes from"
     root = Path(sads_jax.__file__).parent
-    def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*args):
+        return subprocess.run(
+            ['git', '-C', str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
     try:
         if not git('ls-files', '--', '__init__.py'): return None  # installed inside of somebody else's checkout
         return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if git('status', '--porcelain', '--', '.') else '')
@@ -109,9 +114,17 @@ def settle(
     "Settings whose paths are fixed to a working folder; `SADSError` where an embedded registry cannot lie there"
     base, uri = Path(workdir).absolute(), settings.registry_uri
     if uri.startswith('sqlite:///') and (bad := sorted(set('?#%') & set(str(base)))):
-        raise SADSError(f'{bad[0]!r} means something else in the address of the registry', where=base, remedy='Work in a folder without ? # % in its path, or set registry_uri in settings.ini to a server')
+        raise SADSError(
+            f'{bad[0]!r} means something else in the address of the registry',
+            where=base,
+            remedy='Work in a folder without ? # % in its path, or set registry_uri in settings.ini to a server',
+        )
     if uri.startswith('sqlite:///'): uri = f"sqlite:///{base/uri.removeprefix('sqlite:///')}"
-    return settings.model_copy(update=dict(registry_uri=uri, registry_artifacts=base/settings.registry_artifacts, cache_dir=base/settings.cache_dir))
+    return settings.model_copy(
+        update=dict(
+            registry_uri=uri, registry_artifacts=base / settings.registry_artifacts, cache_dir=base / settings.cache_dir
+        )
+    )
 
 # %% ../../nbs/11_orchestrators/10_base.ipynb #e0484deb
 class BaseOrchestrator(Protocol):

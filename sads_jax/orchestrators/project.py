@@ -31,7 +31,9 @@ from .base import package_hashes
 # %% ../../nbs/11_orchestrators/30_project.ipynb #6ea385b1
 def _inline(value):
     "YAML on one line"
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix('...\n').strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix('...\n').strip()
+    )
 
 # %% ../../nbs/11_orchestrators/30_project.ipynb #b999a3b7
 def write_code(
@@ -70,14 +72,30 @@ decision: {}
 #   rules:
 #   - {name: large, label: '*', max_area_px: 400}
 """
-_DEFAULTS = {'domain': {'kind': 'surface'}, 'split': {}, 'image': {}, 'detector': {}, 'classifier': {}, 'segmenter': {}, 'anomaly': {'kind': 'gaussian'}, 'export': {}, 'evaluate': {'golden': 8}}
+_DEFAULTS = {
+    'domain': {'kind': 'surface'},
+    'split': {},
+    'image': {},
+    'detector': {},
+    'classifier': {},
+    'segmenter': {},
+    'anomaly': {'kind': 'gaussian'},
+    'export': {},
+    'evaluate': {'golden': 8},
+}
 
 def params_text(
     choices:Sequence[Choice],
     classes:Sequence[str], # Defect classes, for the example
 ) -> str: # YAML
     "params.yaml: the choices, each below its reason"
-    lines, section = ['# What changes a result. All that is not said here is at its default, with its meaning: sads params', 'seed: 0'], None
+    lines, section = (
+        [
+            '# What changes a result. All that is not said here is at its default, with its meaning: sads params',
+            'seed: 0',
+        ],
+        None,
+    )
     for c in choices:
         head, _, key = c.key.partition('.')
         if head != section: lines += ['', f'{head}:']
@@ -86,13 +104,23 @@ def params_text(
         lines.append(f'  {key}: {_inline(c.value)}')
     chosen = {c.key.partition('.')[0] for c in choices}
     rest = [f'{k}: {_inline(v)}' for k, v in _DEFAULTS.items() if k not in chosen]
-    return '\n'.join([*lines, '', '# at their defaults; DVC wants to see each section', *rest, _AGREEMENT % (classes[0] if classes else 'scratch')])
+    return '\n'.join(
+        [
+            *lines,
+            '',
+            '# at their defaults; DVC wants to see each section',
+            *rest,
+            _AGREEMENT % (classes[0] if classes else 'scratch'),
+        ]
+    )
 
 def settings_text(
 ) -> str: # INI
     "settings.ini with every key at its default, as a comment"
     rows = [f'# {k} = {"" if f.default is None else f.default}' for k, f in Settings.model_fields.items()]
-    return '\n'.join(['# Where things run. Nothing here changes a verdict. Take off the # to change a default.', '[sads]', *rows, ''])
+    return '\n'.join(
+        ['# Where things run. Nothing here changes a verdict. Take off the # to change a default.', '[sads]', *rows, '']
+    )
 
 _IGNORED = '.sads/\n/code/\n/data/\n/models/\n/bundle/\n/reports/\n'
 
@@ -102,9 +130,15 @@ def project_files(
     root:str, # data.root
 ) -> dict[str, str]: # File -> its text
     "All that `sads init` writes"
-    return {'params.yaml': params_text(choices, classes), 'settings.ini': settings_text(), 'dvc.yaml': graph_text(root), '.gitignore': _IGNORED,
-        '.dvcignore': '__pycache__/\n*.pyc\n.sads/\n', 'README.md': f'Surface inspection of the photographs in `{root}`.\n\n`dvc repro` trains, evaluates and registers a '
-        'model; `sads predict FOLDER` judges photographs with it; `sads serve` answers over HTTP.\n'}
+    return {
+        'params.yaml': params_text(choices, classes),
+        'settings.ini': settings_text(),
+        'dvc.yaml': graph_text(root),
+        '.gitignore': _IGNORED,
+        '.dvcignore': '__pycache__/\n*.pyc\n.sads/\n',
+        'README.md': f'Surface inspection of the photographs in `{root}`.\n\n`dvc repro` trains, evaluates and registers a '
+        'model; `sads predict FOLDER` judges photographs with it; `sads serve` answers over HTTP.\n',
+    }
 
 # %% ../../nbs/11_orchestrators/30_project.ipynb #3289de54
 def relative_root(
@@ -119,7 +153,8 @@ def relative_root(
 def _start_dvc(folder, git):
     "A DVC project: in git where that is installed, else without"
     try: from dvc.repo import Repo
-    except ModuleNotFoundError as e: raise SADSError(f'{e.name} is not installed', remedy='pip install "sads_jax[train]"') from e
+    except ModuleNotFoundError as e:
+        raise SADSError(f'{e.name} is not installed', remedy='pip install "sads_jax[train]"') from e
     logging.getLogger('dvc').setLevel(logging.WARNING)  # its welcome speaks of commands that are not the next ones
     run = lambda *args: subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True)
     inside = git and run('rev-parse', '--show-toplevel')
@@ -136,7 +171,10 @@ def write_project(
     "Write a project; `ParamsError` naming what is there already, before anything is written"
     folder = Path(folder)
     there = [name for name in (*files, '.dvc') if (folder/name).exists() and name != '.gitignore']
-    if there: raise ParamsError('exists, and is never overwritten', where=folder/there[0], remedy='Name another folder, or move it away')
+    if there:
+        raise ParamsError(
+            'exists, and is never overwritten', where=folder / there[0], remedy='Name another folder, or move it away'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     how = _start_dvc(folder, shutil.which('git') is not None if git is None else git)
     for name, text in files.items():
@@ -152,7 +190,9 @@ def seen_from(
     "Parameters whose data.root, given from here, is meant from the working folder"
     root = getattr(params.data, 'root', None)
     if root is None: return params
-    return params.model_copy(update={'data': params.data.model_copy(update={'root': Path(relative_root(root, workdir))})})
+    return params.model_copy(
+        update={'data': params.data.model_copy(update={'root': Path(relative_root(root, workdir))})}
+    )
 
 def make_runnable(
     workdir:Path,
@@ -176,7 +216,9 @@ def reproduce(
     from dvc.lock import LockError
     from dvc.repo import Repo
     bin_dir = Path(sys.executable).parent
-    os.environ.update({'DVC_NO_ANALYTICS': '1', 'PATH': f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"} | dict(env or {}))
+    os.environ.update(
+        {'DVC_NO_ANALYTICS': '1', 'PATH': f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"} | dict(env or {})
+    )
     with chdir(workdir), Repo() as repo:
         try: ran = repo.reproduce(list(targets) or None, force=force)
         except ReproductionError as e:

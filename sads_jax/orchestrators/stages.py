@@ -34,7 +34,13 @@ from ..data.records import ImageRecord, InspectionData, read_coco
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
-from ..evaluation.operating import CalibrationRow, choose_limit, choose_threshold, worst_severity, write_calibration
+from sads_jax.evaluation.operating import (
+    CalibrationRow,
+    choose_limit,
+    choose_threshold,
+    worst_severity,
+    write_calibration,
+)
 from ..evaluation.probability import fit_probability
 from ..evaluation.report import write_report
 from ..inference.parity import Parity, compare_forms
@@ -117,8 +123,17 @@ def training_key(
 
     begun = start and hashlib.sha256((start/'model.safetensors').read_bytes()).hexdigest()
     tree = params.model_dump(mode='json')
-    return digest([begun, fingerprint, {k: tree[k] for k in ('seed', 'image', task)}, package_hashes(_LEARNS), jax.__version__,
-        jax.default_backend(), settings.cpu_threads])
+    return digest(
+        [
+            begun,
+            fingerprint,
+            {k: tree[k] for k in ('seed', 'image', task)},
+            package_hashes(_LEARNS),
+            jax.__version__,
+            jax.default_backend(),
+            settings.cpu_threads,
+        ]
+    )
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #5a88862c
 def train(
@@ -143,7 +158,8 @@ def train(
     train_task(task, data, ids, params, out, start_from=start, checkpoints=checkpoints.absolute(), progress=progress)
     config = {k: v for k, v in params.model_dump(mode='json').items() if k in ('seed', 'image', task)}
     with track(f'train-{task}', config, fingerprint) as run: log_history(run, out/'history.csv')
-    for old in checkpoints.parent.glob(f'{task}-*'): remove(old, is_ours=lambda folder: True)  # all in .sads/checkpoints is
+    for old in checkpoints.parent.glob(f'{task}-*'):
+        remove(old, is_ours=lambda folder: True)  # all in .sads/checkpoints is
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #be69873e
 def anomaly(
@@ -156,13 +172,24 @@ def anomaly(
     "Learn from the good photographs of the training split"
     from sads_jax.inference.adapters import photographed # jax
     data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
-    n = train_anomaly(data, ids, params, at.models/'detector', at.models/'anomaly', inside=photographed, progress=progress)
+    n = train_anomaly(
+        data, ids, params, at.models / 'detector', at.models / 'anomaly', inside=photographed, progress=progress
+    )
     why = ': there are no good photographs' if params.anomaly.kind != 'none' else ''
     progress.say(f'anomaly: learnt from {n} good photographs' if n
         else f'anomaly: nothing learnt{why}; reports will have no anomaly score')
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #e4016719
-_DECIDES = 'core', 'data', 'domains', 'evaluation', 'inference', 'models', 'ops', 'registry' # packages that have a say in a bundle
+_DECIDES = (
+    'core',
+    'data',
+    'domains',
+    'evaluation',
+    'inference',
+    'models',
+    'ops',
+    'registry',
+)  # packages that have a say in a bundle
 
 def _code():
     "What wrote a bundle: the release, and a digest of the source"
@@ -189,8 +216,19 @@ def export_bundle(
         for b in progress.track(buckets, 'export programs', len(buckets))}
     graphs = {b: export_onnx(cascade.apply, cascade.weights, b, inputs=floors)
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
-    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=data['categories'], threshold=.5,
-        anomaly_limit=1. if cascade.anomaly else None, rules_version=rules_version, params=params, code=_code(), data=data)
+    write_bundle(
+        folder,
+        weights=cascade.weights,
+        programs=programs,
+        graphs=graphs,
+        labels=data['categories'],
+        threshold=0.5,
+        anomaly_limit=1.0 if cascade.anomaly else None,
+        rules_version=rules_version,
+        params=params,
+        code=_code(),
+        data=data,
+    )
 
 def judge_all(
     pipeline:Pipeline,
@@ -234,7 +272,9 @@ def choose_point(
     severity = [worst_severity(r.classes, spec.severity_of) for r in records]
     threshold, chosen = choose_threshold(spec.threshold, scores, defective, [r.part_id for r in records], severity)
     curve = None if spec.probability == 'none' else fit_probability(spec.probability, scores, defective)
-    rows = [CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)]
+    rows = [
+        CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)
+    ]
     write_calibration(bundle/'calibration.csv', rows)
     seal_bundle(bundle)
     limit, why = _anomaly_limit(spec, threshold, records, reports)
@@ -249,7 +289,8 @@ def pick_golden(
 ) -> list[ImageRecord]: # At most n of them
     "Some good, then one of each class in turn, always the same"
     groups:dict[str, list] = {}
-    for r in sorted(records, key=lambda r: r.id): groups.setdefault(','.join(r.classes) if r.defective else '', []).append(r)
+    for r in sorted(records, key=lambda r: r.id):
+        groups.setdefault(','.join(r.classes) if r.defective else '', []).append(r)
     queues, out = [groups[k] for k in sorted(groups)], []
     while len(out) < n and any(queues):
         for q in queues:
@@ -279,7 +320,9 @@ def calibrate(
     with whole_folder(at.bundle, is_ours=is_bundle, marked=False) as new:  # appears when all of it is done
         export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress)
         opened = lambda: load_pipeline(new, settings=settings, cache_dir=settings.cache_dir)
-        reports = judge_all(opened(), [data.path(r) for r in records], params.evaluate.batch_size, 'calibrate', progress)
+        reports = judge_all(
+            opened(), [data.path(r) for r in records], params.evaluate.batch_size, 'calibrate', progress
+        )
         version, told = choose_point(new, domain, data, ids, records, reports)
         if params.evaluate.golden:
             golden = [data.path(r) for r in pick_golden(records, params.evaluate.golden)]
@@ -353,8 +396,19 @@ def evaluate(
     fingerprint = splits.read_fingerprint(at.split/'split.json')
     context = {'fingerprint': fingerprint, 'shortcuts': audit.get('shortcuts'), 'notes': notes,
         'split': f'test split of {params.data.kind}, seed {params.seed + params.split.seed_offset}'}
-    found = judge_bundle(at.bundle, data, ids['test'], at.reports, params=params, settings=settings, train_ids=ids['train'],
-        what='evaluate', classify_boxes=domain.name_boxes(at.models, params), context=context, progress=progress)
+    found = judge_bundle(
+        at.bundle,
+        data,
+        ids['test'],
+        at.reports,
+        params=params,
+        settings=settings,
+        train_ids=ids['train'],
+        what='evaluate',
+        classify_boxes=domain.name_boxes(at.models, params),
+        context=context,
+        progress=progress,
+    )
     with track('evaluate', params.model_dump(mode='json'), fingerprint) as run:
         run.summary(found.metrics)
         if settings.track_photographs: run.artifact(at.reports/'report.html')
@@ -393,8 +447,13 @@ def evaluate_bundle(
     if unknown:
         notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, "
             'and no name can be right for them.')
-    context = {'fingerprint': splits.fingerprint(data), 'shortcuts': splits.shortcut_audit(data, looks=splits.look(data)),
-        'notes': notes, 'split': f'all photographs of {spec.kind}', 'title': 'Inspection report on other data'}
+    context = {
+        'fingerprint': splits.fingerprint(data),
+        'shortcuts': splits.shortcut_audit(data, looks=splits.look(data)),
+        'notes': notes,
+        'split': f'all photographs of {spec.kind}',
+        'title': 'Inspection report on other data',
+    }
     try:
         return judge_bundle(bundle, data, None, out, params=params, settings=settings, what='judge', context=context,
             progress=progress)
@@ -412,8 +471,12 @@ def python_pipeline(
     info = read_bundle(bundle)
     domain = domain or DomainFactory(info.params.domain)
     cascade = domain.build(Path(models), info.params, info.labels)
-    opened = lambda floors: CVPredictor(cascade.apply, cascade.weights, info.preprocess.buckets, info.preprocess.batch_sizes)
-    return domain.load(info, opened, station_id=settings.station_id, max_megapixels=settings.max_megapixels, every_box=True)
+    opened = lambda floors: CVPredictor(
+        cascade.apply, cascade.weights, info.preprocess.buckets, info.preprocess.batch_sizes
+    )
+    return domain.load(
+        info, opened, station_id=settings.station_id, max_megapixels=settings.max_megapixels, every_box=True
+    )
 
 def parity(
     *,

@@ -48,7 +48,8 @@ class CVTrainingOrchestrator:
         task:str|None=None, # For train; all by default
     ) -> Any: # What the stage gives
         "Run one stage by name: what `sads stage` and dvc.yaml call"
-        if name not in NAMES: raise SADSError(f'no stage {name!r}', where='sads stage', remedy=f"They are {', '.join(NAMES)}")
+        if name not in NAMES:
+            raise SADSError(f'no stage {name!r}', where='sads stage', remedy=f"They are {', '.join(NAMES)}")
         if task and task not in self.tasks:
             raise SADSError(f'no task {task!r}', where='--task', remedy=f"It is one of {', '.join(self.tasks)}")
         if name == 'train': return [self.train(t) for t in ([task] if task else self.tasks)]
@@ -81,7 +82,10 @@ def _later(module, name):
     "A function whose module is imported when it is called: training brings flax and optax"
     return lambda *args, **more: getattr(import_module(module), name)(*args, **more)
 
-_train_task, _train_anomaly = _later('sads_jax.training.trainers', 'train_task'), _later('sads_jax.training.anomaly', 'train_anomaly')
+_train_task, _train_anomaly = (
+    _later('sads_jax.training.trainers', 'train_task'),
+    _later('sads_jax.training.anomaly', 'train_anomaly'),
+)
 
 def compose_training(
     params:Params, # What changes results
@@ -96,22 +100,39 @@ def compose_training(
 ) -> CVTrainingOrchestrator:
     "The stages, each given what it needs"
     at, settings = Places(Path(workdir)), settle(settings or Settings(), workdir)
-    if not isinstance(progress, Progress): progress = TellingProgress(progress) if progress else Progress(settings.progress)
-    given = dict(params=params, settings=settings, at=at, domain=domain or DomainFactory(params.domain), progress=progress)
+    if not isinstance(progress, Progress):
+        progress = TellingProgress(progress) if progress else Progress(settings.progress)
+    given = dict(
+        params=params, settings=settings, at=at, domain=domain or DomainFactory(params.domain), progress=progress
+    )
     some = lambda *names: {k: given[k] for k in names}
-    def entered(): return registry or MLflowRegistry(settings.registry_uri, settings.registry_artifacts, settings.model_name)
+    def entered():
+        return registry or MLflowRegistry(settings.registry_uri, settings.registry_artifacts, settings.model_name)
     def track(name, config, fingerprint):
-        return TrackerFactory({'kind': settings.tracking}, project=settings.wandb_project, folder=at.scratch/'wandb', name=name,
-            config=config, group=fingerprint[:16])
+        return TrackerFactory(
+            {'kind': settings.tracking},
+            project=settings.wandb_project,
+            folder=at.scratch / 'wandb',
+            name=name,
+            config=config,
+            group=fingerprint[:16],
+        )
     work = {
-        'ingest': partial(stages.ingest, params.data, at.dataset, seed=params.seed, max_megapixels=settings.max_megapixels,
-            progress=progress),
+        'ingest': partial(
+            stages.ingest,
+            params.data,
+            at.dataset,
+            seed=params.seed,
+            max_megapixels=settings.max_megapixels,
+            progress=progress,
+        ),
         'split': partial(stages.split, params.split, at.dataset, at.split, seed=params.seed, progress=progress),
         'train': partial(stages.train, **given, train_task=train_task, track=track),
         'anomaly': partial(stages.anomaly, **some('params', 'at', 'progress'), train_anomaly=train_anomaly),
         'calibrate': partial(stages.calibrate, **given),
         'evaluate': partial(stages.evaluate, **given, track=track),
-        'register': partial(stages.register, **some('settings', 'at', 'domain', 'progress'), registry=entered)}
+        'register': partial(stages.register, **some('settings', 'at', 'domain', 'progress'), registry=entered),
+    }
     fills = {'ingest': [at.dataset], 'split': [at.split], 'train': lambda task, **_: [at.models/task],
         'anomaly': [at.models/'anomaly'], 'calibrate': [at.bundle], 'evaluate': [at.reports], 'register': [at.reports]}
     return CVTrainingOrchestrator(at, **{n: _told(n, progress, fills[n], work[n]) for n in NAMES})

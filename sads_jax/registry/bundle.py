@@ -31,7 +31,7 @@ from ..domains.base import DomainFactory, Pipeline
 from .layout import bundle_files, check_file, check_table, inner_name
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #c0073b3d
-FORMAT = 2 # of the folder; raised when old code could no longer read it. 2: programs say whether all was finite, golden answers say who gave them
+FORMAT = 2  # of the folder; raised when old code could no longer read it. 2: programs say whether all was finite, golden answers say who gave them
 
 def _dumps(tree): return json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
 
@@ -54,7 +54,9 @@ def seal_bundle(
     files = {k: v for k, v in table.items() if k not in _ATTACHED}
     attached = {k: v for k, v in table.items() if k in _ATTACHED}
     version = _version(files)
-    write_whole(folder/'manifest.json', _dumps({'format': FORMAT, 'version': version, 'files': files, 'attached': attached}))
+    write_whole(
+        folder / 'manifest.json', _dumps({'format': FORMAT, 'version': version, 'files': files, 'attached': attached})
+    )
     return version
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #55114901
@@ -72,8 +74,15 @@ def golden_lines(
     if not path.exists(): return out
     for n, line in enumerate(path.read_bytes().splitlines(), 1):
         tree = strict_json(line, f'{path}, line {n}')
-        if not isinstance(tree, dict) or sorted(tree) != ['canvas', 'image', 'report'] or not isinstance(tree['report'], dict) or not isinstance(tree['canvas'], str):
-            raise BundleError('altered: not an image with its canvas and report', where=f'{path}, line {n}', remedy=_REMEDY)
+        if (
+            not isinstance(tree, dict)
+            or sorted(tree) != ['canvas', 'image', 'report']
+            or not isinstance(tree['report'], dict)
+            or not isinstance(tree['canvas'], str)
+        ):
+            raise BundleError(
+                'altered: not an image with its canvas and report', where=f'{path}, line {n}', remedy=_REMEDY
+            )
         inner_name(tree['image'], f'{path}, line {n}')
         out.append(tree)
     return out
@@ -86,13 +95,23 @@ def _check_answers(folder, files):
         if name not in golden: raise BundleError('missing from the bundle', where=folder/name, remedy=_REMEDY)
     path, lines = folder/'golden'/'answered.json', golden_lines(folder)
     if strict_json(path.read_bytes(), path) != {'by': answering(files)}:
-        raise BundleError('the golden answers were given by other files than these: one was altered, and the bundle sealed again', where=path, remedy=_REMEDY)
+        raise BundleError(
+            'the golden answers were given by other files than these: one was altered, and the bundle sealed again',
+            where=path,
+            remedy=_REMEDY,
+        )
     images = golden - {'golden/expected.jsonl', 'golden/answered.json'}
     if not lines or sorted(f"golden/{x['image']}" for x in lines) != sorted(images):
-        raise BundleError('altered: other photographs than those in golden/images', where=folder/'golden'/'expected.jsonl', remedy=_REMEDY)
+        raise BundleError(
+            'altered: other photographs than those in golden/images',
+            where=folder / 'golden' / 'expected.jsonl',
+            remedy=_REMEDY,
+        )
     for x in lines:
         if files[f"golden/{x['image']}"]['sha256'] != x['report'].get('image_sha256'):
-            raise BundleError('altered: not the photograph that was judged', where=folder/'golden'/x['image'], remedy=_REMEDY)
+            raise BundleError(
+                'altered: not the photograph that was judged', where=folder / 'golden' / x['image'], remedy=_REMEDY
+            )
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #30a5f3af
 _REMEDY = 'Fetch the bundle again, or write it again with `sads stage calibrate`'
@@ -101,16 +120,24 @@ def _manifest(folder):
     "The manifest, itself checked"
     folder = Path(folder)
     path = folder/'manifest.json'
-    if not folder.is_dir(): raise BundleError('no such bundle folder', where=folder, remedy='Run `dvc repro`, or name another with --bundle')
+    if not folder.is_dir():
+        raise BundleError(
+            'no such bundle folder', where=folder, remedy='Run `dvc repro`, or name another with --bundle'
+        )
     if not path.is_file(): raise BundleError('not a bundle: it has no manifest.json', where=folder, remedy=_REMEDY)
     check_file(path, 'manifest.json')
     data = path.read_bytes()
     tree = strict_json(data, path)
-    if not isinstance(tree, dict) or 'format' not in tree: raise BundleError('altered: not a manifest', where=path, remedy=_REMEDY)
+    if not isinstance(tree, dict) or 'format' not in tree:
+        raise BundleError('altered: not a manifest', where=path, remedy=_REMEDY)
     if tree['format'] != FORMAT:
         raise BundleError(f'bundle format {tree["format"]!r}; this release reads {FORMAT}'[:200], where=path,
             remedy='Write it again with `sads stage calibrate`, or install the release that wrote it')
-    if sorted(tree) != ['attached', 'files', 'format', 'version'] or data != _dumps(tree).encode() or tree['version'] != _version(tree['files']):
+    if (
+        sorted(tree) != ['attached', 'files', 'format', 'version']
+        or data != _dumps(tree).encode()
+        or tree['version'] != _version(tree['files'])
+    ):
         raise BundleError('altered: its version does not follow from its table', where=path, remedy=_REMEDY)
     check_table(tree['files'], path)
     if extra := sorted(check_table(tree['attached'], path).keys() - set(_ATTACHED)):
@@ -125,12 +152,20 @@ def verify_bundle(
     tree = _manifest(folder)
     table, here = tree['files'] | tree['attached'], bundle_files(folder)
     here.pop('manifest.json')
-    for k in sorted(table.keys() - here.keys()): raise BundleError('missing from the bundle', where=folder/k, remedy=_REMEDY)
-    for k in sorted(here.keys() - table.keys()): raise BundleError('not in the manifest: somebody added it', where=folder/k, remedy='Remove the file, or fetch the bundle again')
+    for k in sorted(table.keys() - here.keys()):
+        raise BundleError('missing from the bundle', where=folder / k, remedy=_REMEDY)
+    for k in sorted(here.keys() - table.keys()):
+        raise BundleError(
+            'not in the manifest: somebody added it',
+            where=folder / k,
+            remedy='Remove the file, or fetch the bundle again',
+        )
     for k, path in here.items():
         size = path.stat().st_size
-        if size != table[k]['bytes']: raise BundleError(f"altered: {size} bytes, not {table[k]['bytes']}", where=path, remedy=_REMEDY)
-        if _sha(path) != table[k]['sha256']: raise BundleError('altered: its sha256 is not the one in manifest.json', where=path, remedy=_REMEDY)
+        if size != table[k]['bytes']:
+            raise BundleError(f"altered: {size} bytes, not {table[k]['bytes']}", where=path, remedy=_REMEDY)
+        if _sha(path) != table[k]['sha256']:
+            raise BundleError('altered: its sha256 is not the one in manifest.json', where=path, remedy=_REMEDY)
     _check_answers(folder, tree['files'])
     return tree['version']
 
@@ -170,22 +205,33 @@ def params_hash(
 
 def _card(labels, decision, data, params, code):
     chosen, spec = decision.get('chosen') or {}, params.decision
-    lines = [f"# Surface inspection model for {', '.join(labels)}", '',
-        "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.", '',
+    lines = [
+        f"# Surface inspection model for {', '.join(labels)}",
+        '',
+        "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.",
+        '',
         f"- Domain: `{params.domain.kind}`",
         f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in each split: "
-            + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
+        + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
         f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded"
-            + (f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at {params.image.tile.scale:g} of their resolution' if params.image.tile else ''),
+        + (
+            f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at {params.image.tile.scale:g} of their resolution'
+            if params.image.tile
+            else ''
+        ),
         f"- {chosen.get('text') or 'Threshold ' + format(decision['threshold'], '.4f')}",
         *(f"- {chosen[k]['text']}" for k in ('anomaly', 'gate') if k in chosen),
         f"- Rules `{decision['rules_version']}`: {', '.join(r.name for r in spec.rules) or 'none'}; "
-            + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
+        + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
         f"- Trainers: detector {params.detector.trainer.kind}, classifier {params.classifier.trainer.kind}, segmenter {params.segmenter.trainer.kind}; seed {params.seed}",
-        f"- Written by sads_jax {code.get('package', '?')}, source `{code.get('source', '?')}`", '',
+        f"- Written by sads_jax {code.get('package', '?')}, source `{code.get('source', '?')}`",
+        '',
         'It knows the surfaces and lights it was trained on and was measured on parts of the same kind. Other parts, cameras or lights:',
-        '`sads evaluate --bundle DIR -S data.kind=... -S data.root=...` before trusting it.', '',
-        'Serve it: `sads serve --bundle DIR`. Figures, where they were registered with it: metrics.json.', '']
+        '`sads evaluate --bundle DIR -S data.kind=... -S data.root=...` before trusting it.',
+        '',
+        'Serve it: `sads serve --bundle DIR`. Figures, where they were registered with it: metrics.json.',
+        '',
+    ]
     return '\n'.join(lines)
 
 def write_bundle(
@@ -209,9 +255,15 @@ def write_bundle(
     from sads_jax.inference.onnx import link_weights
     from sads_jax.inference.parity import compact_weights
     folder, labels, buckets = Path(folder), list(labels), [tuple(b) for b in params.image.buckets]
-    if missing := [b for b in buckets if b not in programs]: raise BundleError(f'no program for bucket {missing[0]}', where=folder, remedy='Export one program for each of image.buckets')
+    if missing := [b for b in buckets if b not in programs]:
+        raise BundleError(
+            f'no program for bucket {missing[0]}', where=folder, remedy='Export one program for each of image.buckets'
+        )
     onnx = 'onnx' in params.export.artefacts
-    if onnx and (missing := [b for b in buckets if b not in (graphs or {})]): raise BundleError(f'no ONNX graph for bucket {missing[0]}', where=folder, remedy='Export one graph for each of image.buckets')
+    if onnx and (missing := [b for b in buckets if b not in (graphs or {})]):
+        raise BundleError(
+            f'no ONNX graph for bucket {missing[0]}', where=folder, remedy='Export one graph for each of image.buckets'
+        )
     params = portable_params(params)
     decision = _decision(threshold, rules_version, params.decision, chosen, anomaly_limit)
     with whole_folder(folder, is_ours=is_bundle, marked=False) as new:
@@ -219,17 +271,31 @@ def write_bundle(
         save_weights(new/'weights.safetensors', weights)
         for kind in params.export.artefacts:
             if kind != 'onnx': save_weights(new/f'weights.{kind}.safetensors', compact_weights(weights, kind))
-        for h, w in buckets if onnx else (): (new/f'{h}x{w}.onnx').write_bytes(link_weights(graphs[h, w], new/'weights.safetensors'))
+        for h, w in buckets if onnx else ():
+            (new / f'{h}x{w}.onnx').write_bytes(link_weights(graphs[h, w], new / 'weights.safetensors'))
         for h, w in buckets: (new/'programs'/f'{h}x{w}.jaxexport').write_bytes(programs[h, w])
-        for name, tree in {'labels': labels, 'decision': decision, 'data': dict(data), 'code': dict(code),
-                'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)}}.items():
+        for name, tree in {
+            'labels': labels,
+            'decision': decision,
+            'data': dict(data),
+            'code': dict(code),
+            'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)},
+        }.items():
             (new/f'{name}.json').write_text(_dumps(tree))
         (new/'params.yaml').write_text(dump_params(params))
         (new/'card.md').write_text(_card(labels, decision, data, params, code))
         return seal_bundle(new)
 
 def _decision(threshold, rules_version, spec, chosen, anomaly_limit, probabilities=None, gate=None):
-    tree = {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec, 'chosen': dict(chosen or {}), 'anomaly_limit': anomaly_limit, 'probabilities': probabilities, 'gate': gate}
+    tree = {
+        'threshold': float(threshold),
+        'rules_version': rules_version,
+        'spec': spec,
+        'chosen': dict(chosen or {}),
+        'anomaly_limit': anomaly_limit,
+        'probabilities': probabilities,
+        'gate': gate,
+    }
     return read_record(OperatingPoint, tree, 'decision.json').model_dump(mode='json')
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e5f1347b
@@ -276,7 +342,17 @@ def write_golden(
             kept = new/'golden'/'images'/f'{i:03d}{Path(src).suffix.lower()}'
             shutil.copyfile(src, kept)
             seen = pipeline.predictor.place([read_image(kept, max_megapixels=pipeline.max_megapixels)])
-            lines.append(json.dumps({'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen), 'report': answer(pipeline.process_request(kept))}, sort_keys=True) + '\n')
+            lines.append(
+                json.dumps(
+                    {
+                        'image': f'images/{kept.name}',
+                        'canvas': canvas_digest(c for c, _ in seen),
+                        'report': answer(pipeline.process_request(kept)),
+                    },
+                    sort_keys=True,
+                )
+                + '\n'
+            )
         (new/'golden'/'expected.jsonl').write_text(''.join(lines))
         by = answering({k: _entry(x) for k, x in bundle_files(new).items() if k not in ('manifest.json', *_ATTACHED)})
         (new/'golden'/'answered.json').write_text(_dumps({'by': by}))
@@ -291,9 +367,20 @@ def golden_looks(
     from sads_jax.core.types import InspectionReport
     golden = Path(folder)/'golden'
     lines = golden_lines(folder)
-    if not lines: raise BundleError('has no golden set', where=golden, remedy='Set evaluate.golden and run `sads stage calibrate`')
-    try: return {golden/x['image']: {'digest': x['canvas'], 'report': InspectionReport(**x['report'] | {'model_version': ''})} for x in lines}
-    except ValidationError as e: raise BundleError(f'altered: {_problems(e, {})}', where=golden/'expected.jsonl', remedy=_REMEDY) from e
+    if not lines:
+        raise BundleError(
+            'has no golden set', where=golden, remedy='Set evaluate.golden and run `sads stage calibrate`'
+        )
+    try:
+        return {
+            golden / x['image']: {
+                'digest': x['canvas'],
+                'report': InspectionReport(**x['report'] | {'model_version': ''}),
+            }
+            for x in lines
+        }
+    except ValidationError as e:
+        raise BundleError(f'altered: {_problems(e, {})}', where=golden / 'expected.jsonl', remedy=_REMEDY) from e
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e1aab9cb
 @dataclass(frozen=True)
@@ -317,24 +404,40 @@ def read_bundle(
     folder = Path(folder)
     version = bundle_version(folder)
     def read(name):
-        if not os.path.lexists(folder/name): raise BundleError('missing from the bundle', where=folder/name, remedy=_REMEDY)
+        if not os.path.lexists(folder / name):
+            raise BundleError('missing from the bundle', where=folder / name, remedy=_REMEDY)
         check_file(folder/name, name)
         return (folder/name).read_bytes()
     load = lambda name: strict_json(read(name), folder/name)
     def table(name):
-        if not isinstance(tree := load(name), dict): raise BundleError('altered: the top level must be an object', where=folder/name, remedy=_REMEDY)
+        if not isinstance(tree := load(name), dict):
+            raise BundleError('altered: the top level must be an object', where=folder / name, remedy=_REMEDY)
         return tree
     metrics = table('metrics.json') if os.path.lexists(folder/'metrics.json') else {}
-    info = BundleInfo(folder, version, read_labels(load('labels.json'), folder/'labels.json'),
-        read_record(Preprocess, load('preprocess.json'), folder/'preprocess.json'), _read_decision(load('decision.json'), folder/'decision.json'),
-        _read_params(read('params.yaml'), folder/'params.yaml'), table('data.json'), table('code.json'), metrics, read('card.md').decode(errors='replace'))
+    info = BundleInfo(
+        folder,
+        version,
+        read_labels(load('labels.json'), folder / 'labels.json'),
+        read_record(Preprocess, load('preprocess.json'), folder / 'preprocess.json'),
+        _read_decision(load('decision.json'), folder / 'decision.json'),
+        _read_params(read('params.yaml'), folder / 'params.yaml'),
+        table('data.json'),
+        table('code.json'),
+        metrics,
+        read('card.md').decode(errors='replace'),
+    )
     _check_agreement(info)
     return info
 
 def _no_outside(zones, where):
     "A mask zone brings its mask along: a path would open a file of this machine"
     for z in zones if isinstance(zones, list) else ():
-        if isinstance(z, dict) and z.get('path') is not None: raise BundleError(f"zone {z.get('name')!r} names a file; a bundle holds the mask itself"[:300], where=where, remedy=_REMEDY)
+        if isinstance(z, dict) and z.get('path') is not None:
+            raise BundleError(
+                f"zone {z.get('name')!r} names a file; a bundle holds the mask itself"[:300],
+                where=where,
+                remedy=_REMEDY,
+            )
 
 def _zones(decision): return decision.get('zones') if isinstance(decision, dict) else None
 
@@ -353,11 +456,17 @@ def _check_agreement(info):
     domain = DomainFactory(info.params.domain)
     def refuse(name, what): raise BundleError(what, where=info.folder/name, remedy=_REMEDY)
     if info.decision.spec != info.params.decision:
-        refuse('decision.json', f'its spec is not the section decision of params.yaml: {", ".join(k for k, v in info.decision.spec if v != getattr(info.params.decision, k))} differ')
+        refuse(
+            'decision.json',
+            f'its spec is not the section decision of params.yaml: {", ".join(k for k, v in info.decision.spec if v != getattr(info.params.decision, k))} differ',
+        )
     if info.decision.rules_version != (right := domain.rules_version(info.decision.spec)):
         refuse('decision.json', f'rules_version is {info.decision.rules_version}, but these rules are {right}')
     if info.preprocess.buckets != info.params.image.buckets:
-        refuse('preprocess.json', f'its buckets {list(info.preprocess.buckets)} are not those of params.yaml, {list(info.params.image.buckets)}')
+        refuse(
+            'preprocess.json',
+            f'its buckets {list(info.preprocess.buckets)} are not those of params.yaml, {list(info.params.image.buckets)}',
+        )
     try: domain.check(info.decision.spec, info.labels)
     except ParamsError as e: refuse('decision.json', f'{e.where}: {e.what}')
 
@@ -389,8 +498,13 @@ def load_pipeline(
     def opened(floors):
         if artefact == 'onnx': return _onnx_predictor(folder, info, floors)
         return _jax_predictor(folder, info, floors, artefact, cache_dir)
-    return DomainFactory(info.params.domain).load(info, opened, max_megapixels=settings.max_megapixels, every_box=every_box,
-        station_id=settings.station_id if station_id is None else station_id)
+    return DomainFactory(info.params.domain).load(
+        info,
+        opened,
+        max_megapixels=settings.max_megapixels,
+        every_box=every_box,
+        station_id=settings.station_id if station_id is None else station_id,
+    )
 
 def _present(path):
     if not path.is_file(): raise BundleError('missing from the bundle', where=path, remedy=_REMEDY)
@@ -420,8 +534,13 @@ def _jax_predictor(folder, info, floors, artefact, cache_dir):
         path = _present(folder/'programs'/f'{bucket[0]}x{bucket[1]}.jaxexport')
         fits = lambda p: vet_signature(p, weights, bucket, info.labels, path)
         return load_program(path.read_bytes(), Findings, where=path, fits=fits)
-    programs, floors = {b: program(b) for b in info.preprocess.buckets}, {k: v for k, v in floors.items() if k in weights}
-    return CVPredictor(programs, weights | floors, info.preprocess.buckets, info.preprocess.batch_sizes, cache_dir=cache_dir)
+    programs, floors = (
+        {b: program(b) for b in info.preprocess.buckets},
+        {k: v for k, v in floors.items() if k in weights},
+    )
+    return CVPredictor(
+        programs, weights | floors, info.preprocess.buckets, info.preprocess.batch_sizes, cache_dir=cache_dir
+    )
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #cb3d3777
 def attach_metrics(

@@ -64,8 +64,11 @@ def require_golden(
         return 0
     n = len(golden_looks(folder))
     if wrong := check_golden(folder, pipeline, artefact):
-        raise GoldenError(f'judges {len(wrong)} of {n} golden photographs otherwise than when it was made: {"; ".join(wrong[:3])}', where=folder,
-            remedy='Do not use it here. Fetch the bundle again, compare the versions of jax (`sads doctor`), or run `sads stage calibrate`')
+        raise GoldenError(
+            f'judges {len(wrong)} of {n} golden photographs otherwise than when it was made: {"; ".join(wrong[:3])}',
+            where=folder,
+            remedy='Do not use it here. Fetch the bundle again, compare the versions of jax (`sads doctor`), or run `sads stage calibrate`',
+        )
     return n
 
 def prove_bundle(

@@ -36,7 +36,13 @@ class RegistryEntry:
 
 class Registry(Protocol):
     "What every registry can do; `ref` is an alias, a version number or a bundle version"
-    def register(self, bundle:str|Path, tags:Mapping[str, str]|None=None, alias:str|None=None, metrics:Mapping[str, Any]|None=None) -> RegistryEntry:
+    def register(
+        self,
+        bundle: str | Path,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> RegistryEntry:
         "Take in a bundle; the same bundle twice is one version"
     def entry(self, ref:str|int='champion') -> RegistryEntry:
         "What is known of a version; `RegistryError`"
@@ -79,7 +85,8 @@ class MLflowRegistry:
     @contextmanager
     def _alone(self):
         "Other processes with the same database file wait; a server looks after itself"
-        if self._file is None or self._held or self._file.exists() and not os.access(self._file.parent, os.W_OK): return (yield)
+        if self._file is None or self._held or self._file.exists() and not os.access(self._file.parent, os.W_OK):
+            return (yield)
         with locked(self._file.absolute().with_name(self._file.name + '.lock')):
             self._held = True
             try: yield
@@ -98,7 +105,11 @@ class MLflowRegistry:
                 if pause is not None and 'database is locked' in str(e):  # by a program that knows nothing of our lock
                     time.sleep(pause)
                     continue
-                raise RegistryError(f'the registry said: {str(e).splitlines()[0]}', where=self.uri, remedy='Check registry_uri in settings.ini') from e
+                raise RegistryError(
+                    f'the registry said: {str(e).splitlines()[0]}',
+                    where=self.uri,
+                    remedy='Check registry_uri in settings.ini',
+                ) from e
 
     # -- writing
 
@@ -114,12 +125,24 @@ class MLflowRegistry:
         with self._alone():
             known = {} if self._empty else {e.bundle_version: e for e in self.list()}
             if not (self.artifacts/version).is_dir(): self._store(Path(bundle), version, metrics)
-            elif verify_bundle(self.artifacts/version) != version: raise BundleError(f'holds another bundle than {version}', where=self.artifacts/version, remedy='Move it away, then register again')
+            elif verify_bundle(self.artifacts / version) != version:
+                raise BundleError(
+                    f'holds another bundle than {version}',
+                    where=self.artifacts / version,
+                    remedy='Move it away, then register again',
+                )
             if version not in known:
                 tags = {k: str(v) for k, v in (tags or {}).items()} | {_TAG: version}
-                if self._call('get_registered_model', self.model_name) is None: self._call('create_registered_model', self.model_name)
+                if self._call('get_registered_model', self.model_name) is None:
+                    self._call('create_registered_model', self.model_name)
                 run = self._record(version, tags, metrics)
-                self._call('create_model_version', self.model_name, source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}', run_id=run, tags=tags)
+                self._call(
+                    'create_model_version',
+                    self.model_name,
+                    source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}',
+                    run_id=run,
+                    tags=tags,
+                )
             return self.set_alias(alias, version) if alias else self.entry(version)
 
     def set_alias(
@@ -138,7 +161,8 @@ class MLflowRegistry:
         with whole_files(self.artifacts) as new:
             shutil.copytree(bundle, new/version)
             if metrics: attach_metrics(new/version, metrics)
-            if verify_bundle(new/version) != version: raise BundleError('changed while it was copied', where=bundle, remedy='Register again')
+            if verify_bundle(new / version) != version:
+                raise BundleError('changed while it was copied', where=bundle, remedy='Register again')
 
     def _record(self, version, tags, metrics):
         "The MLflow run beside a version"
@@ -171,7 +195,14 @@ class MLflowRegistry:
     def _entry(self, v, aliases):
         run = self._call('get_run', v.run_id) if v.run_id else None
         tags = dict(v.tags or {})
-        return RegistryEntry(v.name, int(v.version), tags.get(_TAG, ''), tuple(sorted(aliases.get(int(v.version), ()))), tags, dict(run.data.metrics) if run else {})
+        return RegistryEntry(
+            v.name,
+            int(v.version),
+            tags.get(_TAG, ''),
+            tuple(sorted(aliases.get(int(v.version), ()))),
+            tags,
+            dict(run.data.metrics) if run else {},
+        )
 
     def entry(
         self,
@@ -179,13 +210,27 @@ class MLflowRegistry:
     ) -> RegistryEntry:
         "What is known of a version; `RegistryError` if there is none, or `ref` could mean several"
         all_, ref = self.list(), str(ref)
-        if not all_: raise RegistryError(f'no {ref}: the registry holds no version of {self.model_name!r}', where=self.uri, remedy=_NONE_YET)
+        if not all_:
+            raise RegistryError(
+                f'no {ref}: the registry holds no version of {self.model_name!r}', where=self.uri, remedy=_NONE_YET
+            )
         hits = [e for e in all_ if ref in e.aliases] or [e for e in all_ if ref == str(e.version)]
         hits = hits or [e for e in all_ if len(ref) >= 4 and e.bundle_version.startswith(ref)]
-        if len({e.bundle_version for e in hits}) == 1: return hits[0]  # a server may have taken one bundle twice: the oldest
+        if len({e.bundle_version for e in hits}) == 1:
+            return hits[0]  # a server may have taken one bundle twice: the oldest
         have = ', '.join(f"{e.version} ({', '.join((e.bundle_version[:8], *e.aliases))})" for e in all_[-8:])
-        what = f'{ref!r} could be any of {len(hits)} versions' if hits else f'no {ref}: no version or alias of {self.model_name!r} is called so'
-        raise RegistryError(what, where=self.uri, remedy=f'It has {have}. Point an alias at one with `sads models promote`' if not hits else 'Give more digits')
+        what = (
+            f'{ref!r} could be any of {len(hits)} versions'
+            if hits
+            else f'no {ref}: no version or alias of {self.model_name!r} is called so'
+        )
+        raise RegistryError(
+            what,
+            where=self.uri,
+            remedy=f'It has {have}. Point an alias at one with `sads models promote`'
+            if not hits
+            else 'Give more digits',
+        )
 
     def get(
         self,
@@ -194,13 +239,25 @@ class MLflowRegistry:
         "Folder of a version's bundle, downloaded if need be; `RegistryError`"
         e = self.entry(ref)
         if not _VERSION.fullmatch(e.bundle_version):
-            raise RegistryError(f'version {e.version} is said to be bundle {e.bundle_version!r}, which is no bundle version', where=self.uri, remedy='Somebody changed its tags: register the bundle again')
+            raise RegistryError(
+                f'version {e.version} is said to be bundle {e.bundle_version!r}, which is no bundle version',
+                where=self.uri,
+                remedy='Somebody changed its tags: register the bundle again',
+            )
         folder = self.artifacts/e.bundle_version
         if not folder.is_dir() and self._file is None: self._fetch(e, folder)
         if not folder.is_dir():
-            raise RegistryError(f'version {e.version} is registered but its bundle is gone', where=folder, remedy='Put the folder back, or register the bundle again')
+            raise RegistryError(
+                f'version {e.version} is registered but its bundle is gone',
+                where=folder,
+                remedy='Put the folder back, or register the bundle again',
+            )
         if bundle_version(folder) != e.bundle_version:
-            raise RegistryError(f'holds bundle {bundle_version(folder)}, but version {e.version} is {e.bundle_version}', where=folder, remedy='Somebody replaced the folder: register the bundle again')
+            raise RegistryError(
+                f'holds bundle {bundle_version(folder)}, but version {e.version} is {e.bundle_version}',
+                where=folder,
+                remedy='Somebody replaced the folder: register the bundle again',
+            )
         return folder
 
     def _fetch(self, e, folder):
@@ -209,7 +266,12 @@ class MLflowRegistry:
         with whole_files(self.artifacts) as new:
             got = Path(self._call('download_artifacts', run, 'bundle', str(new)))
             found = verify_bundle(got)
-            if found != e.bundle_version: raise RegistryError(f'sent bundle {found}, but version {e.version} is {e.bundle_version}', where=self.uri, remedy='Somebody replaced it: register the bundle again')
+            if found != e.bundle_version:
+                raise RegistryError(
+                    f'sent bundle {found}, but version {e.version} is {e.bundle_version}',
+                    where=self.uri,
+                    remedy='Somebody replaced it: register the bundle again',
+                )
             got.rename(new/folder.name)
 
     def verify(

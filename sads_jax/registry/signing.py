@@ -75,7 +75,10 @@ def sign_bundle(
     private = _private(key, password)
     signature = private.sign(_message(_manifest(folder)['files']))
     public = private.public_key()
-    write_whole(folder/_NAME, _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}))
+    write_whole(
+        folder / _NAME,
+        _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}),
+    )
     seal_bundle(folder)
     return key_id(public)
 
@@ -92,7 +95,11 @@ def verify_signature(
             remedy=remedy)
     check_file(path, _NAME)
     tree = strict_json(path.read_bytes(), path)
-    if not isinstance(tree, dict) or sorted(tree) != ['algorithm', 'key', 'signature'] or tree['algorithm'] != 'Ed25519':
+    if (
+        not isinstance(tree, dict)
+        or sorted(tree) != ['algorithm', 'key', 'signature']
+        or tree['algorithm'] != 'Ed25519'
+    ):
         raise BundleError('altered: not a signature', where=path, remedy=remedy)
     if tree['key'] != key_id(key):
         raise BundleError(f"signed with key {tree['key']!r}, but {key_id(key)} is required"[:200], where=path,

@@ -61,7 +61,9 @@ def flat_metrics(
 # %% ../../nbs/08_registry/20_trackers.ipynb #ba7fe85e
 def _wandb(folder):
     "The module, with all its folders below `folder`; None where it is not installed"
-    for k, sub in dict(DIR='', CACHE_DIR='cache', DATA_DIR='data', CONFIG_DIR='config', ARTIFACT_DIR='artifacts').items():
+    for k, sub in dict(
+        DIR='', CACHE_DIR='cache', DATA_DIR='data', CONFIG_DIR='config', ARTIFACT_DIR='artifacts'
+    ).items():
         path = Path(folder)/sub
         path.mkdir(parents=True, exist_ok=True)
         os.environ[f'WANDB_{k}'] = str(path.absolute())
@@ -84,11 +86,25 @@ class WandbTracker(_Tracker):
         group:str|None=None, # Runs that belong together
     ):
         self._run, wandb = None, _wandb(folder)
-        if wandb is None: return _log.warning('wandb is not installed: this run is not tracked (pip install "sads_jax[track]", or tracking = disabled in settings.ini)')
+        if wandb is None:
+            return _log.warning(
+                'wandb is not installed: this run is not tracked (pip install "sads_jax[track]", or tracking = disabled in settings.ini)'
+            )
         try:
-            settings = wandb.Settings(console='off', silent=True, x_disable_stats=True, disable_git=True, disable_code=True, init_timeout=60)
-            self._run = wandb.init(mode=mode, project=project, name=name, group=group, config=dict(config or {}), dir=str(folder), settings=settings)
-        except (wandb.Error, OSError) as e: _log.warning('Weights & Biases did not start, so this run is not tracked: %s', e)
+            settings = wandb.Settings(
+                console='off', silent=True, x_disable_stats=True, disable_git=True, disable_code=True, init_timeout=60
+            )
+            self._run = wandb.init(
+                mode=mode,
+                project=project,
+                name=name,
+                group=group,
+                config=dict(config or {}),
+                dir=str(folder),
+                settings=settings,
+            )
+        except (wandb.Error, OSError) as e:
+            _log.warning('Weights & Biases did not start, so this run is not tracked: %s', e)
 
     @property
     def folder(self) -> Path|None: # None if it did not start
@@ -127,17 +143,22 @@ def _mlflow_client(uri):
     "A client that is quiet on its first use and sends nothing home"
     os.environ['MLFLOW_DISABLE_TELEMETRY'] = 'true'
     _have_a_name()
-    for name in ('alembic', 'mlflow.store.db.utils', 'mlflow.store.model_registry', 'mlflow.tracking'): logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ('alembic', 'mlflow.store.db.utils', 'mlflow.store.model_registry', 'mlflow.tracking'):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try: from mlflow import MlflowClient
-    except ModuleNotFoundError as e: raise SADSError(f'{e.name} is not installed', remedy='pip install "sads_jax[track]"') from e
-    if uri.startswith('sqlite:///'): Path(uri.removeprefix('sqlite:///')).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except ModuleNotFoundError as e:
+        raise SADSError(f'{e.name} is not installed', remedy='pip install "sads_jax[track]"') from e
+    if uri.startswith('sqlite:///'):
+        Path(uri.removeprefix('sqlite:///')).absolute().parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(uri, uri)
 
 def _experiment(client, name, artifacts):
     "Id of the experiment `name`, made if needed"
     found = client.get_experiment_by_name(name)
     if found: return found.experiment_id
-    return client.create_experiment(name, artifact_location=None if artifacts is None else Path(artifacts).absolute().as_uri())
+    return client.create_experiment(
+        name, artifact_location=None if artifacts is None else Path(artifacts).absolute().as_uri()
+    )
 
 class MLflowLogger(_Tracker):
     "A run in an MLflow tracking store"

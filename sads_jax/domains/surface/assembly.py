@@ -74,7 +74,9 @@ def _detects(model, spec):
         'iou': spec.nms_iou, 'floor': spec.score_floor})
     if proposes: found = lambda logits, cells, seen, images: (*adapter(logits, *candidates(cells), images), seen)
     else: found = lambda logits, seen, images: (*adapter(logits, images), seen)
-    return bind(flip_averaged(model[0], spec.flips, boxes=proposes, least=spec.flips_from), found, 'detector', show=True)
+    return bind(
+        flip_averaged(model[0], spec.flips, boxes=proposes, least=spec.flips_from), found, 'detector', show=True
+    )
 
 def _strangeness(model):
     "The distance from good parts; None where nothing was learnt of them"
@@ -90,11 +92,23 @@ def build_cascade(
     "The cascade of all models, to be jitted or exported"
     spec, c, s = params.detector, models['classifier'][2], models['segmenter'][2]
     segments = bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter')
-    return SADSInferenceOrchestrator(_detects(models['detector'], spec), bind_classifier(models['classifier'][0]), segments,
-        tuple(categories), classifier_crop=c['crop'], classifier_context=c['context'], classifier_least=c['least'],
-        segmenter_crop=s['crop'], segmenter_context=s['context'], segmenter_least=s['least'], nms_iou=spec.nms_iou,
-        fit=spec.fit, look=shared_backbone(models), anomaly=_strangeness(models['anomaly']),
-        anomaly_share=models['anomaly'][2]['share'])
+    return SADSInferenceOrchestrator(
+        _detects(models['detector'], spec),
+        bind_classifier(models['classifier'][0]),
+        segments,
+        tuple(categories),
+        classifier_crop=c['crop'],
+        classifier_context=c['context'],
+        classifier_least=c['least'],
+        segmenter_crop=s['crop'],
+        segmenter_context=s['context'],
+        segmenter_least=s['least'],
+        nms_iou=spec.nms_iou,
+        fit=spec.fit,
+        look=shared_backbone(models),
+        anomaly=_strangeness(models['anomaly']),
+        anomaly_share=models['anomaly'][2]['share'],
+    )
 
 def assemble(
     folder:str|Path, # Of the trained models
@@ -113,7 +127,9 @@ def assemble(
 def _tile_of(boxes, windows):
     "For each box the tile that shows most of it, and what is shown of every box on every tile"
     ends = np.array([(t.left, t.top, t.left + t.width, t.top + t.height) for t in windows])
-    shown = np.concatenate([np.maximum(boxes[:, None, :2], ends[:, :2]), np.minimum(boxes[:, None, 2:], ends[:, 2:])], -1)
+    shown = np.concatenate(
+        [np.maximum(boxes[:, None, :2], ends[:, :2]), np.minimum(boxes[:, None, 2:], ends[:, 2:])], -1
+    )
     return (shown[..., 2:] - shown[..., :2]).clip(0).prod(-1).argmax(1), shown
 
 def box_classifier(

@@ -58,7 +58,15 @@ def _tones(photo):
     share = np.bincount(pixels[:, 1], minlength=256)/len(pixels)
     red, green, blue = np.ones(len(pixels), np.float32) @ pixels.astype(np.float32)/len(pixels)
     mean = share @ _LEVELS
-    return mean, (share @ (_LEVELS - mean)**2)**.5, np.count_nonzero(share), share[250:].sum(), share[:6].sum(), red - green, blue - green
+    return (
+        mean,
+        (share @ (_LEVELS - mean) ** 2) ** 0.5,
+        np.count_nonzero(share),
+        share[250:].sum(),
+        share[:6].sum(),
+        red - green,
+        blue - green,
+    )
 
 def _dead_rows(grey):
     "How many rows are like the one before, or of one level; only a row whose ends and middle agree can be"
@@ -95,7 +103,14 @@ def _texture(g):
     h = len(g)
     both = _bent(_bent(g[h//4:h - h//4], 1), 0).ravel()
     noise = (np.dot(both, both)/both.size)**.5/6
-    return (along*across)**.5, along/max(across, 1e-3), noise, _flattest(of_rows), _flattest(of_columns), np.count_nonzero(np.abs(x) > 160)/x.size
+    return (
+        (along * across) ** 0.5,
+        along / max(across, 1e-3),
+        noise,
+        _flattest(of_rows),
+        _flattest(of_columns),
+        np.count_nonzero(np.abs(x) > 160) / x.size,
+    )
 
 def photo_facts(
     photo:np.ndarray, # uint8 [H, W, 3], both sides at least 16 px
@@ -176,9 +191,16 @@ def check_gate(
     names = [f.name for f in FACTS]
     if sorted(bands) != sorted(names):
         odd = sorted(set(bands) ^ set(names))
-        raise BundleError(f'the gate and this release do not look at the same: {odd[0]!r}', where=where, remedy='Run `sads stage calibrate` again')
+        raise BundleError(
+            f'the gate and this release do not look at the same: {odd[0]!r}',
+            where=where,
+            remedy='Run `sads stage calibrate` again',
+        )
     for name, (low, high) in bands.items():
-        if not -np.inf < low <= high < np.inf: raise BundleError(f'the band of {name!r} is {low}..{high}', where=where, remedy='Run `sads stage calibrate` again')
+        if not -np.inf < low <= high < np.inf:
+            raise BundleError(
+                f'the band of {name!r} is {low}..{high}', where=where, remedy='Run `sads stage calibrate` again'
+            )
 
 def unusable(
     photo:np.ndarray, # uint8 [H, W, 3]
@@ -186,9 +208,20 @@ def unusable(
 ) -> Reason|None: # REVIEW, with the first fact that is outside; None for a usable photograph
     "Whether a photograph is unlike those of good parts in a way that defects are not"
     if bands is None: return None
-    outside = [(f.name, x, *bands[f.name]) for f, x in zip(FACTS, photo_facts(photo)) if not bands[f.name][0] <= x <= bands[f.name][1]]
+    outside = [
+        (f.name, x, *bands[f.name])
+        for f, x in zip(FACTS, photo_facts(photo))
+        if not bands[f.name][0] <= x <= bands[f.name][1]
+    ]
     if not outside: return None
-    say = lambda name, x, low, high: f"{name} {x:.4g} {'below' if x < low else 'above'} {low:.4g}..{high:.4g} of good ones"
+    say = lambda name, x, low, high: (
+        f"{name} {x:.4g} {'below' if x < low else 'above'} {low:.4g}..{high:.4g} of good ones"
+    )
     name, x, low, high = outside[0]
-    return Reason(rule='not usable', verdict=Verdict.REVIEW, text='REVIEW: not a usable photograph: ' + '; '.join(say(*o) for o in outside[:3]),
-        measured=float(x), limit=float(low if x < low else high))
+    return Reason(
+        rule='not usable',
+        verdict=Verdict.REVIEW,
+        text='REVIEW: not a usable photograph: ' + '; '.join(say(*o) for o in outside[:3]),
+        measured=float(x),
+        limit=float(low if x < low else high),
+    )

@@ -59,7 +59,9 @@ def fit_boxes(
     columns, rows = on.any(1), on.any(2)
     least = lambda at, here: jnp.where(here, at, jnp.inf).min(1, keepdims=True)
     most = lambda at, here: jnp.where(here, at, -jnp.inf).max(1, keepdims=True)
-    tight = jnp.concatenate([least(x, columns) - half_x, least(y, rows) - half_y, most(x, columns) + half_x, most(y, rows) + half_y], 1)
+    tight = jnp.concatenate(
+        [least(x, columns) - half_x, least(y, rows) - half_y, most(x, columns) + half_x, most(y, rows) + half_y], 1
+    )
     return jnp.where(columns.any(1, keepdims=True), tight, boxes)
 
 def _distinct(rows, iou):
@@ -99,8 +101,8 @@ def opinion(
 @dataclass(frozen=True)
 class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
-    detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1, and for `anomaly` the features they came from
-    classify:Callable # (params, crops float32 [C, S, S, 3] in 0..1, boxes [C, 4] canvas px, (H, W) of the canvas) -> [C, L], probabilities
+    detect: Callable  # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1, and for `anomaly` the features they came from
+    classify: Callable  # (params, crops float32 [C, S, S, 3] in 0..1, boxes [C, 4] canvas px, (H, W) of the canvas) -> [C, L], probabilities
     segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
     classifier_crop:int # S [px]
@@ -113,8 +115,12 @@ class SADSInferenceOrchestrator:
     nms_iou:float = .5 # Fitted boxes overlapping a better one by more are dropped
     chunk:int = 1 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
-    look:Callable|None = None # (params, crops float32 [C, S, S, 3] in 0..1) -> what `classify` and `segment` get in place of crops; where both crop alike and begin alike
-    anomaly:Callable|None = None # (params, float32 [1, H, W, 3] in 0..1, features as `detect` gave them) -> float32 [1], distance from good parts
+    look: Callable | None = (
+        None  # (params, crops float32 [C, S, S, 3] in 0..1) -> what `classify` and `segment` get in place of crops; where both crop alike and begin alike
+    )
+    anomaly: Callable | None = (
+        None  # (params, float32 [1, H, W, 3] in 0..1, features as `detect` gave them) -> float32 [1], distance from good parts
+    )
     anomaly_share:float = 0. # Of the image score that comes from `anomaly`, see `opinion`
 
     def __call__(
@@ -126,16 +132,22 @@ class SADSInferenceOrchestrator:
         found, dense, scores, strange, finite = self._detections(params, images)
         n_images, k = found.valid.shape
         flat = found.boxes.reshape(n_images*k, 4)
-        squares = jnp.where(found.valid.reshape(-1, 1), square_context(flat, self.segmenter_context, self.segmenter_least), 0)
+        squares = jnp.where(
+            found.valid.reshape(-1, 1), square_context(flat, self.segmenter_context, self.segmenter_least), 0
+        )
         floors = params.get(IMAGE_FLOOR, 0.), params.get(BOX_FLOOR, 0.)
         wanted = found.valid & (found.scores >= floors[1]) & (scores >= floors[0])[:, None]
         labels, masks = self._crops(params, images, flat, wanted.reshape(-1), k)
         finite &= (all_finite(labels, (1,)) & all_finite(masks, (1, 2))).reshape(n_images, k).all(1)
         labels, masks = (jnp.where(jnp.isfinite(a), a, 0) for a in (labels, masks))
         fitted = jnp.where(found.valid.reshape(-1, 1), fit_boxes(flat, squares, masks) if self.fit else flat, 0)
-        rows = Findings(fitted, found.scores.reshape(-1), found.valid.reshape(-1), labels, squares, masks, None, None, None)
+        rows = Findings(
+            fitted, found.scores.reshape(-1), found.valid.reshape(-1), labels, squares, masks, None, None, None
+        )
         rows = jax.tree.map(lambda a: a.reshape(n_images, k, *a.shape[1:]), rows)
-        return _distinct(rows, self.nms_iou)._replace(defect_map=dense, image_scores=scores, finite=finite, anomaly=strange)
+        return _distinct(rows, self.nms_iou)._replace(
+            defect_map=dense, image_scores=scores, finite=finite, anomaly=strange
+        )
 
     def _detections(self, params, images):
         "Detector, image score, anomaly, and whether all of it was finite, of each image, alone; a cell of the map that was not is 1"
@@ -151,10 +163,14 @@ class SADSInferenceOrchestrator:
             if self.anomaly and self.anomaly_share: score = opinion(score, strange, self.anomaly_share)
             return found, dense, score, strange, finite
         load = lambda i: lax.dynamic_slice_in_dim(images, i, 1)
-        store = lambda results, i, out: jax.tree.map(lambda r, o: lax.dynamic_update_index_in_dim(r, o.astype(r.dtype), i, 0), results, out)
+        store = lambda results, i, out: jax.tree.map(
+            lambda r, o: lax.dynamic_update_index_in_dim(r, o.astype(r.dtype), i, 0), results, out
+        )
         shapes = jax.eval_shape(one, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
         n = images.shape[0]*(images[0,0,0,0].astype(jnp.int32) >= 0)  # B, but XLA can't know
-        return _rounds(n, load, one, store, jax.tree.map(lambda s: jnp.zeros((images.shape[0], *s.shape), s.dtype), shapes))
+        return _rounds(
+            n, load, one, store, jax.tree.map(lambda s: jnp.zeros((images.shape[0], *s.shape), s.dtype), shapes)
+        )
 
     def _crops(self, params, images, boxes, valid, k):
         "Class probabilities [B*K, L] and masks [B*K, M, M] of the valid rows, `chunk` at a time"
@@ -165,12 +181,17 @@ class SADSInferenceOrchestrator:
         order = jnp.concatenate([order, jnp.full(2*c, rows, jnp.int32)])
         these = lambda i: lax.dynamic_slice_in_dim(order, i*c, c)
 
-        sizes = ((self.classifier_crop, self.classifier_context, self.classifier_least), (self.segmenter_crop, self.segmenter_context, self.segmenter_least))
+        sizes = (
+            (self.classifier_crop, self.classifier_context, self.classifier_least),
+            (self.segmenter_crop, self.segmenter_context, self.segmenter_least),
+        )
         if self.look: sizes = sizes[:1]
 
         def load(i):
             at = jnp.minimum(these(i), rows - 1)
-            cut = lambda size, context, least: crop_and_resize(images, square_context(boxes[at], context, least), at//k, size)
+            cut = lambda size, context, least: crop_and_resize(
+                images, square_context(boxes[at], context, least), at // k, size
+            )
             return tuple(cut(*s) for s in sizes), boxes[at]
 
         def work(item):
@@ -178,7 +199,9 @@ class SADSInferenceOrchestrator:
             named, outlined = [self.look(params, crops[0])]*2 if self.look else crops
             return self.classify(params, named, item[1], images.shape[1:3]), self.segment(params, outlined)
 
-        store = lambda results, i, out: jax.tree.map(lambda r, o: r.at[these(i)].set(o.astype(r.dtype), mode='drop'), results, out)
+        store = lambda results, i, out: jax.tree.map(
+            lambda r, o: r.at[these(i)].set(o.astype(r.dtype), mode='drop'), results, out
+        )
         crops = tuple(jax.ShapeDtypeStruct((c, size, size, 3), jnp.float32) for size, *_ in sizes)
         shapes = jax.eval_shape(work, (crops, jax.ShapeDtypeStruct((c, 4), jnp.float32)))
         results = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), jnp.float32), shapes)

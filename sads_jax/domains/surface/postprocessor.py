@@ -42,7 +42,11 @@ def paste_patch(
     x0, y0 = np.clip(np.floor(box[:2]), 0, (w, h)).astype(int)
     x1, y1 = np.clip(np.ceil(box[2:]), 0, (w, h)).astype(int)
     x1, y1 = max(x0, x1), max(y0, y1)
-    return int(y0), int(x0), host_paste_mask(mask, np.asarray(box, np.float64) - (x0, y0, x0, y0), int(y1 - y0), int(x1 - x0))
+    return (
+        int(y0),
+        int(x0),
+        host_paste_mask(mask, np.asarray(box, np.float64) - (x0, y0, x0, y0), int(y1 - y0), int(x1 - x0)),
+    )
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #7a21d419
 def patch_rle(
@@ -155,13 +159,25 @@ def unsound(
     if score.shape != () or not _within(score, 0, 1): return f'the image score is {score}, not one number in 0..1'
     if dense.ndim != 2 or not dense.size or not _within(dense, 0, 1): return 'the defect map is empty or not in 0..1'
     if f.anomaly is None and measures_anomaly: return 'the distance from good parts was not measured'
-    if f.anomaly is not None and not (np.shape(f.anomaly) == () and -_SLACK <= f.anomaly < np.inf): return f'the distance from good parts is {f.anomaly}'
-    rows = {'boxes': (4,), 'scores': (), 'label_scores': (n_labels,), 'crop_boxes': (4,), 'masks': (None, None), 'tile_scores': ()}
+    if f.anomaly is not None and not (np.shape(f.anomaly) == () and -_SLACK <= f.anomaly < np.inf):
+        return f'the distance from good parts is {f.anomaly}'
+    rows = {
+        'boxes': (4,),
+        'scores': (),
+        'label_scores': (n_labels,),
+        'crop_boxes': (4,),
+        'masks': (None, None),
+        'tile_scores': (),
+    }
     for name, shape in rows.items():
         a = getattr(f, name)
         if a is None and name == 'tile_scores': continue
         a = np.asarray(a)
-        if a.ndim != 1 + len(shape) or len(a) != len(valid) or any(n not in (None, m) for n, m in zip(shape, a.shape[1:])):
+        if (
+            a.ndim != 1 + len(shape)
+            or len(a) != len(valid)
+            or any(n not in (None, m) for n, m in zip(shape, a.shape[1:]))
+        ):
             return f'{name} has the shape {list(a.shape)}'
         a = a[valid]
         if name.endswith('boxes'): good = _within(a, -_FAR, _FAR) and (a[:, 2:] >= a[:, :2]).all()
@@ -178,7 +194,9 @@ class SADSPostprocessor:
     threshold: float # Operating point of image scores, 0..1
     box_share: float = .5 # Boxes count from this share of the threshold
     anomaly_limit: float|None = None # Distance from good parts beyond which a clean part goes to REVIEW; None: never
-    probabilities: tuple[Sequence[float], Sequence[float]]|None = None # Rising image scores and the share of defective photographs there, to interpolate; None: nothing is said
+    probabilities: tuple[Sequence[float], Sequence[float]] | None = (
+        None  # Rising image scores and the share of defective photographs there, to interpolate; None: nothing is said
+    )
 
     def __post_init__(self): check_decision(self.decision, self.categories)
 
@@ -203,9 +221,15 @@ class SADSPostprocessor:
     def defects(self, findings:Findings, placement:Placement, photo:np.ndarray|None=None) -> list[Defect]:
         "Boxes that count as measured defects, whatever the image score"
         h, w = placement.original_height, placement.original_width
-        rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= self.threshold*self.box_share]
+        rows = [
+            i
+            for i in np.flatnonzero(findings.valid)
+            if round(float(findings.scores[i]), 4) >= self.threshold * self.box_share
+        ]
         if findings.tile_scores is not None:  # each tile is a photograph of its own
-            level = min(self.threshold, max(self.decision.review_from(self.threshold), round(float(findings.image_scores), 4)))
+            level = min(
+                self.threshold, max(self.decision.review_from(self.threshold), round(float(findings.image_scores), 4))
+            )
             rows = [i for i in rows if round(float(findings.tile_scores[i]), 4) >= level]
         boxes = to_original(np.asarray(findings.boxes)[rows], placement)
         patches = [self._patch(findings, i, box, placement) for i, box in zip(rows, boxes)]
@@ -216,7 +240,18 @@ class SADSPostprocessor:
             if patch.mask.sum() < self.decision.min_area_px: continue
             box = np.concatenate([boxes[group, :2].min(0), boxes[group, 2:].max(0)])
             best = max(group, key=lambda g: (findings.scores[rows[g]], -g))
-            out.append(self._measured(patch, box, labels[best], findings.label_scores[rows[best]].max(), findings.scores[rows[best]], h, w, photo))
+            out.append(
+                self._measured(
+                    patch,
+                    box,
+                    labels[best],
+                    findings.label_scores[rows[best]].max(),
+                    findings.scores[rows[best]],
+                    h,
+                    w,
+                    photo,
+                )
+            )
         return sorted(out, key=lambda d: (-d.score, d.box))
 
     def score_map(
@@ -229,7 +264,9 @@ class SADSPostprocessor:
         dense = np.asarray(findings.defect_map, np.float32)
         canvas = p.height/p.original_height, p.width/p.original_width
         window = p.left/_MAP, p.top/_MAP, (p.left + p.width)/_MAP, (p.top + p.height)/_MAP
-        out = np.array(Image.fromarray(dense).resize((p.original_width, p.original_height), Image.Resampling.BILINEAR, box=window))
+        out = np.array(
+            Image.fromarray(dense).resize((p.original_width, p.original_height), Image.Resampling.BILINEAR, box=window)
+        )
         fine, seen = np.zeros_like(out), np.zeros(out.shape, bool)
         for i in np.flatnonzero(findings.valid):
             box = _unclipped(findings.crop_boxes[i], p, canvas)
@@ -285,10 +322,19 @@ class SADSPostprocessor:
 
     def _measured(self, patch, box, label, label_score, score, h, w, photo):
         area, length, mm = round(float(patch.mask.sum()), 1), round(max_feret(patch.mask), 1), self.decision.mm_per_px
-        return Defect(box=tuple(round(float(v), 1) for v in box), label=self.categories[label], label_score=round(float(label_score), 4),
-            score=round(float(score), 4), area_px=area, length_px=length, area_mm2=None if mm is None else round(area*mm*mm, 4),
-            length_mm=None if mm is None else round(length*mm, 4), contrast=None if photo is None else contrast(patch, photo),
-            zones=zone_areas(self.decision.zones, patch.mask, (patch.top, patch.left), (h, w), mm), mask=patch_rle(patch, h, w))
+        return Defect(
+            box=tuple(round(float(v), 1) for v in box),
+            label=self.categories[label],
+            label_score=round(float(label_score), 4),
+            score=round(float(score), 4),
+            area_px=area,
+            length_px=length,
+            area_mm2=None if mm is None else round(area * mm * mm, 4),
+            length_mm=None if mm is None else round(length * mm, 4),
+            contrast=None if photo is None else contrast(patch, photo),
+            zones=zone_areas(self.decision.zones, patch.mask, (patch.top, patch.left), (h, w), mm),
+            mask=patch_rle(patch, h, w),
+        )
 
 def _pooled(p, q):
     "Probability whose log-odds are the mean of those of `p`, twice, and `q`"

@@ -33,8 +33,13 @@ def _gap(a, b):
 
 def _counted(rule, defects, decision):
     "Index, defect and the score it is believed with, of those that count for a rule"
-    mine = [(i, d) for i, d in enumerate(defects) if (rule.label == '*' or d.label == rule.label) and (rule.severity is None or decision.severity_of(d.label) == rule.severity)
-        and (rule.zone == '*' or d.zones.get(rule.zone, 0) > 0)]
+    mine = [
+        (i, d)
+        for i, d in enumerate(defects)
+        if (rule.label == '*' or d.label == rule.label)
+        and (rule.severity is None or decision.severity_of(d.label) == rule.severity)
+        and (rule.zone == '*' or d.zones.get(rule.zone, 0) > 0)
+    ]
     if rule.hysteresis is None: return [(i, d, d.score) for i, d in mine if not d.score < rule.min_score]
     h = rule.hysteresis
     reach = h.reach_px if h.reach_mm is None else h.reach_mm/decision.mm_per_px
@@ -50,7 +55,12 @@ def _counted(rule, defects, decision):
     return sorted(out, key=lambda x: x[0])
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #a0b53daa
-_LIMITS = {'max_area_mm2': ('area_mm2', 'mm²'), 'max_area_px': ('area_px', 'px²'), 'max_length_mm': ('length_mm', 'mm'), 'max_length_px': ('length_px', 'px')}
+_LIMITS = {
+    'max_area_mm2': ('area_mm2', 'mm²'),
+    'max_area_px': ('area_px', 'px²'),
+    'max_length_mm': ('length_mm', 'mm'),
+    'max_length_px': ('length_px', 'px'),
+}
 
 def _number(x): return f'{x:.4f}'.rstrip('0').rstrip('.')
 
@@ -61,7 +71,8 @@ def _measured(d, field, zone, mm_per_px):
 
 def _doubt(rule, d, score):
     if score < rule.review_below: return f'score {_number(score)} < {_number(rule.review_below)}'
-    if d.contrast is not None and abs(d.contrast) < rule.min_contrast: return f'contrast {_number(abs(d.contrast))} < {_number(rule.min_contrast)}'
+    if d.contrast is not None and abs(d.contrast) < rule.min_contrast:
+        return f'contrast {_number(abs(d.contrast))} < {_number(rule.min_contrast)}'
     return ''
 
 def apply_rule(
@@ -83,23 +94,66 @@ def apply_rule(
             if x is not None and x <= limit: continue
             if x is None or x != x:
                 text = f'REVIEW: {d.label} was not measured in {unit}{where} ({why})'
-                reasons.append(Reason(rule=rule.name, verdict=Verdict.REVIEW, text=text, limit=limit, unit=unit, zone=zone, defect=i))
+                reasons.append(
+                    Reason(
+                        rule=rule.name, verdict=Verdict.REVIEW, text=text, limit=limit, unit=unit, zone=zone, defect=i
+                    )
+                )
             else:
                 text = f'{verdict.value}: {d.label} {_number(x)} {unit} > {_number(limit)} {unit}{where} ({why})'
-                reasons.append(Reason(rule=rule.name, verdict=verdict, text=text, measured=x, limit=limit, unit=unit, zone=zone, defect=i))
+                reasons.append(
+                    Reason(
+                        rule=rule.name,
+                        verdict=verdict,
+                        text=text,
+                        measured=x,
+                        limit=limit,
+                        unit=unit,
+                        zone=zone,
+                        defect=i,
+                    )
+                )
         if not limits and rule.max_count is None:
             x = _measured(d, 'area_px', rule.zone, None)
-            reasons.append(Reason(rule=rule.name, verdict=verdict, text=f'{verdict.value}: {d.label} {_number(x)} px²{where} ({why})', measured=x, unit='px²', zone=zone, defect=i))
+            reasons.append(
+                Reason(
+                    rule=rule.name,
+                    verdict=verdict,
+                    text=f'{verdict.value}: {d.label} {_number(x)} px²{where} ({why})',
+                    measured=x,
+                    unit='px²',
+                    zone=zone,
+                    defect=i,
+                )
+            )
     if rule.max_count is not None and len(counted) > rule.max_count:
         verdict = Verdict(rule.verdict) if sure > rule.max_count else Verdict.REVIEW
-        what, why = 'defects' if rule.label == '*' else f'x {rule.label}', rule.name if sure == len(counted) or verdict == rule.verdict else f'{rule.name}; {len(counted) - sure} in doubt'
+        what, why = (
+            'defects' if rule.label == '*' else f'x {rule.label}',
+            rule.name
+            if sure == len(counted) or verdict == rule.verdict
+            else f'{rule.name}; {len(counted) - sure} in doubt',
+        )
         text = f'{verdict.value}: {len(counted)} {what} > {rule.max_count}{where} ({why})'
-        reasons.append(Reason(rule=rule.name, verdict=verdict, text=text, measured=len(counted), limit=rule.max_count, unit='defects', zone=zone))
+        reasons.append(
+            Reason(
+                rule=rule.name,
+                verdict=verdict,
+                text=text,
+                measured=len(counted),
+                limit=rule.max_count,
+                unit='defects',
+                zone=zone,
+            )
+        )
     return reasons
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #51db1111
 _WORST = {Verdict.FAIL: 0, Verdict.REVIEW: 1, Verdict.PASS: 2}
-_UNSURE = {'review_margin': 'image score below the threshold', 'not usable': 'not a usable photograph'} # doubts about all that was found
+_UNSURE = {
+    'review_margin': 'image score below the threshold',
+    'not usable': 'not a usable photograph',
+}  # doubts about all that was found
 
 def judge(
     defects:Sequence[Defect],
@@ -109,24 +163,60 @@ def judge(
 ) -> tuple[Verdict, list[Reason]]: # The worst of all rules, and why; at least one reason
     "What becomes of the part. With more or larger defects the verdict never gets milder"
     off = {z.name for z in decision.zones if z.ignore}
-    hidden = {i: z for i, d in enumerate(defects) for z in off & d.zones.keys() if d.area_px - d.zones[z] < max(decision.min_area_px, 1e-9)} if off else {}
+    hidden = (
+        {
+            i: z
+            for i, d in enumerate(defects)
+            for z in off & d.zones.keys()
+            if d.area_px - d.zones[z] < max(decision.min_area_px, 1e-9)
+        }
+        if off
+        else {}
+    )
     seen = [i for i in range(len(defects)) if i not in hidden]
     counted = [defects[i] for i in seen]
     unsure = _UNSURE.get(suspicious.rule, '') if suspicious else ''
-    reasons = [r if r.defect is None or not hidden else r.model_copy(update={'defect': seen[r.defect]}) for rule in decision.rules for r in apply_rule(rule, counted, decision, unsure)]
+    reasons = [
+        r if r.defect is None or not hidden else r.model_copy(update={'defect': seen[r.defect]})
+        for rule in decision.rules
+        for r in apply_rule(rule, counted, decision, unsure)
+    ]
     if suspicious: reasons.insert(0, suspicious)
     reasons.sort(key=lambda r: _WORST[r.verdict])
     verdict = reasons[0].verdict if reasons else Verdict.PASS
     if not reasons and not hidden: reasons = [_content(defects, image_score)]
-    reasons += [Reason(rule='ignored', verdict=Verdict.PASS, text=f'PASS: {defects[i].label} {_number(defects[i].area_px)} px² lies in zone {z}, which is ignored',
-        measured=defects[i].area_px, unit='px²', zone=z, defect=i) for i, z in sorted(hidden.items())]
+    reasons += [
+        Reason(
+            rule='ignored',
+            verdict=Verdict.PASS,
+            text=f'PASS: {defects[i].label} {_number(defects[i].area_px)} px² lies in zone {z}, which is ignored',
+            measured=defects[i].area_px,
+            unit='px²',
+            zone=z,
+            defect=i,
+        )
+        for i, z in sorted(hidden.items())
+    ]
     return verdict, reasons
 
 def _content(defects, image_score):
-    if not defects: return Reason(rule='no defect', verdict=Verdict.PASS, text=f'PASS: no defect, image score {_number(image_score)}', measured=image_score)
+    if not defects:
+        return Reason(
+            rule='no defect',
+            verdict=Verdict.PASS,
+            text=f'PASS: no defect, image score {_number(image_score)}',
+            measured=image_score,
+        )
     d = max(defects, key=lambda d: d.area_px)
-    text = f"PASS: {len(defects)} defect{'s'*(len(defects)>1)} within every limit, the largest a {d.label} of {_number(d.area_px)} px²"
-    return Reason(rule='within limits', verdict=Verdict.PASS, text=text, measured=d.area_px, unit='px²', defect=list(defects).index(d))
+    text = f"PASS: {len(defects)} defect{'s' * (len(defects) > 1)} within every limit, the largest a {d.label} of {_number(d.area_px)} px²"
+    return Reason(
+        rule='within limits',
+        verdict=Verdict.PASS,
+        text=text,
+        measured=d.area_px,
+        unit='px²',
+        defect=list(defects).index(d),
+    )
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #2c40bbb4
 UNSEEN = 'not inspected', 'not usable' # rules that speak of the photograph: nobody looked at the part
@@ -145,7 +235,12 @@ def _covers(a, b, decision):
     "Whether rule `a` objects, at least as strictly, whenever `b` does"
     label = a.label in ('*', b.label)
     severity = a.severity in (None, b.severity) or (b.label != '*' and decision.severity_of(b.label) == a.severity)
-    strict = a.verdict in ('FAIL', b.verdict) and a.min_score <= b.min_score and a.review_below <= b.review_below and a.min_contrast <= b.min_contrast
+    strict = (
+        a.verdict in ('FAIL', b.verdict)
+        and a.min_score <= b.min_score
+        and a.review_below <= b.review_below
+        and a.min_contrast <= b.min_contrast
+    )
     chains = b.hysteresis is None or a.hysteresis == b.hysteresis and a.min_score == b.min_score
     names = (*_LIMITS, 'max_count')
     mine, other = ({k: v for k in names if (v := getattr(r, k)) is not None} for r in (a, b))
@@ -159,45 +254,131 @@ def lint_rules(
     "Rules that could never be judged or never object, and what no rule looks at"
     out, mm, zones = [], decision.mm_per_px, {z.name: z for z in decision.zones}
     def say(level, at, text, remedy):
-        item = f', {at[0][:-1]} {getattr(decision, at[0])[at[1]].name!r}' if isinstance(at[-1], int) or len(at) > 2 else ''
+        item = (
+            f', {at[0][:-1]} {getattr(decision, at[0])[at[1]].name!r}' if isinstance(at[-1], int) or len(at) > 2 else ''
+        )
         out.append(Finding(level, f'decision.{at[0]}{item}', text, remedy, ('decision', *at)))
     classes = f"Classes are {', '.join(categories)}, or '*' for all"
     for c in decision.severity:
         if c not in categories: say('error', ('severity', c), f'no defect class {c!r}', classes)
     for k, z in enumerate(decision.zones):
         at, names = ('zones', k), [r.name for r in decision.rules if r.zone == z.name]
-        if getattr(z, 'unit', '') == 'mm' and mm is None: say('error', (*at, 'unit'), 'a width in mm needs to know the size of a pixel', 'Set decision.mm_per_px (sads scale), or give it in px')
-        elif not z.ignore and not names: say('warning', at, 'no rule names it', 'Name it in a rule, set ignore: true, or remove it')
+        if getattr(z, 'unit', '') == 'mm' and mm is None:
+            say(
+                'error',
+                (*at, 'unit'),
+                'a width in mm needs to know the size of a pixel',
+                'Set decision.mm_per_px (sads scale), or give it in px',
+            )
+        elif not z.ignore and not names:
+            say('warning', at, 'no rule names it', 'Name it in a rule, set ignore: true, or remove it')
         elif not z.ignore and (off := next((o for o in decision.zones if o.ignore and zone_inside(z, o, mm)), None)):
-            say('warning', at, f'all of it lies in zone {off.name!r}, where defects are ignored, so rule {names[0]!r} hardly ever objects', 'Let them lie apart, or remove one')
+            say(
+                'warning',
+                at,
+                f'all of it lies in zone {off.name!r}, where defects are ignored, so rule {names[0]!r} hardly ever objects',
+                'Let them lie apart, or remove one',
+            )
     for k, r in enumerate(decision.rules):
         at = ('rules', k)
-        if r.name in (*DOUBTS, *_SAYINGS): say('error', (*at, 'name'), 'the name is taken', f"Choose another than {', '.join((*DOUBTS, *_SAYINGS))}")
+        if r.name in (*DOUBTS, *_SAYINGS):
+            say('error', (*at, 'name'), 'the name is taken', f"Choose another than {', '.join((*DOUBTS, *_SAYINGS))}")
         if r.label not in ('*', *categories): say('error', (*at, 'label'), f'no defect class {r.label!r}', classes)
         elif r.severity and r.label != '*' and decision.severity_of(r.label) != r.severity:
-            say('error', (*at, 'severity'), f'contradictory: {r.label} is {decision.severity_of(r.label)}, the rule is for {r.severity} ones', 'Remove one of label and severity, or set decision.severity')
-        elif r.severity and not any(decision.severity_of(c) == r.severity for c in categories): say('warning', (*at, 'severity'), f'no class is {r.severity}', 'Grade one in decision.severity')
-        if r.zone != '*' and r.zone not in zones: say('error', (*at, 'zone'), f'no zone {r.zone!r}', f"Zones are {', '.join(zones) or 'none'}; define it in decision.zones")
-        elif r.zone != '*' and zones[r.zone].ignore: say('error', (*at, 'zone'), f'contradictory: what lies in zone {r.zone!r} is ignored', 'Remove ignore from the zone, or the rule')
-        lengths = [(x,) for x in _LIMITS if x.endswith(('mm', 'mm2')) and getattr(r, x) is not None] + ([('hysteresis', 'reach_mm')] if r.hysteresis and r.hysteresis.reach_mm is not None else [])
-        if lengths and mm is None: say('error', (*at, *lengths[0]), f"{'.'.join(lengths[0])} needs to know the size of a pixel", 'Set decision.mm_per_px (sads scale), or give the limit in px')
-        if r.hysteresis and r.hysteresis.low >= r.min_score: say('error', (*at, 'hysteresis', 'low'), f'contradictory: hysteresis starts at {r.hysteresis.low:g}, but from min_score {r.min_score:g} on everything counts', 'Set low below min_score')
-        if r.review_below and r.review_below <= r.min_score: say('warning', (*at, 'review_below'), f'review_below {r.review_below:g} is not above min_score {r.min_score:g}: the band is empty', 'Raise review_below, or remove it')
-        if r.verdict == 'REVIEW' and (r.review_below or r.min_contrast): say('warning', (*at, 'verdict'), 'it says REVIEW anyway, so review_below and min_contrast change nothing', 'Remove them, or set verdict: FAIL')
+            say(
+                'error',
+                (*at, 'severity'),
+                f'contradictory: {r.label} is {decision.severity_of(r.label)}, the rule is for {r.severity} ones',
+                'Remove one of label and severity, or set decision.severity',
+            )
+        elif r.severity and not any(decision.severity_of(c) == r.severity for c in categories):
+            say('warning', (*at, 'severity'), f'no class is {r.severity}', 'Grade one in decision.severity')
+        if r.zone != '*' and r.zone not in zones:
+            say(
+                'error',
+                (*at, 'zone'),
+                f'no zone {r.zone!r}',
+                f"Zones are {', '.join(zones) or 'none'}; define it in decision.zones",
+            )
+        elif r.zone != '*' and zones[r.zone].ignore:
+            say(
+                'error',
+                (*at, 'zone'),
+                f'contradictory: what lies in zone {r.zone!r} is ignored',
+                'Remove ignore from the zone, or the rule',
+            )
+        lengths = [(x,) for x in _LIMITS if x.endswith(('mm', 'mm2')) and getattr(r, x) is not None] + (
+            [('hysteresis', 'reach_mm')] if r.hysteresis and r.hysteresis.reach_mm is not None else []
+        )
+        if lengths and mm is None:
+            say(
+                'error',
+                (*at, *lengths[0]),
+                f"{'.'.join(lengths[0])} needs to know the size of a pixel",
+                'Set decision.mm_per_px (sads scale), or give the limit in px',
+            )
+        if r.hysteresis and r.hysteresis.low >= r.min_score:
+            say(
+                'error',
+                (*at, 'hysteresis', 'low'),
+                f'contradictory: hysteresis starts at {r.hysteresis.low:g}, but from min_score {r.min_score:g} on everything counts',
+                'Set low below min_score',
+            )
+        if r.review_below and r.review_below <= r.min_score:
+            say(
+                'warning',
+                (*at, 'review_below'),
+                f'review_below {r.review_below:g} is not above min_score {r.min_score:g}: the band is empty',
+                'Raise review_below, or remove it',
+            )
+        if r.verdict == 'REVIEW' and (r.review_below or r.min_contrast):
+            say(
+                'warning',
+                (*at, 'verdict'),
+                'it says REVIEW anyway, so review_below and min_contrast change nothing',
+                'Remove them, or set verdict: FAIL',
+            )
         for j, a in enumerate(decision.rules):
             if j != k and _covers(a, r, decision) and not (j > k and _covers(r, a, decision)):
-                say('warning', at, f'unreachable: whenever it objects, rule {a.name!r} does too', 'Remove it, or make the other one milder')
+                say(
+                    'warning',
+                    at,
+                    f'unreachable: whenever it objects, rule {a.name!r} does too',
+                    'Remove it, or make the other one milder',
+                )
                 break
     off = [z for z in decision.zones if z.ignore]
     if (share := share_covered(off, mm)) > .9:
         names = ', '.join(z.name for z in off)
-        if share > .999: say('error', ('zones',), f'nothing is left to inspect: all of the photograph lies in {names}, where defects are ignored', 'Make the ignored zones smaller')
-        else: say('warning', ('zones',), f'{share:.0%} of the photograph lie in {names}, where defects are ignored', 'Make the ignored zones smaller')
+        if share > 0.999:
+            say(
+                'error',
+                ('zones',),
+                f'nothing is left to inspect: all of the photograph lies in {names}, where defects are ignored',
+                'Make the ignored zones smaller',
+            )
+        else:
+            say(
+                'warning',
+                ('zones',),
+                f'{share:.0%} of the photograph lie in {names}, where defects are ignored',
+                'Make the ignored zones smaller',
+            )
     if categories and not any(r.label in ('*', *categories) for r in decision.rules):
-        say('error', ('rules',), 'no rule looks at any defect: every part passes, whatever is found on it', 'Add a rule, e.g. one with a name only, which objects to any defect')
+        say(
+            'error',
+            ('rules',),
+            'no rule looks at any defect: every part passes, whatever is found on it',
+            'Add a rule, e.g. one with a name only, which objects to any defect',
+        )
     for c in categories:
         if not any(r.label in ('*', c) and r.severity in (None, decision.severity_of(c)) for r in decision.rules):
-            say('warning', ('rules',), f'no rule looks at {c}: it passes whatever its size', f'Add a rule with label: {c}, or one for all')
+            say(
+                'warning',
+                ('rules',),
+                f'no rule looks at {c}: it passes whatever its size',
+                f'Add a rule with label: {c}, or one for all',
+            )
     return sorted(out, key=lambda f: f.level != 'error')
 
 def check_decision(
@@ -209,7 +390,21 @@ def check_decision(
         if f.level == 'error': raise ParamsError(f.text, where=f.where, remedy=f.remedy)
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #eb1675f6
-_CASE_COLUMNS = ('case', 'expect', 'label', 'area_px', 'area_mm2', 'length_px', 'length_mm', 'score', 'contrast', 'zones', 'box', 'count', 'rule')
+_CASE_COLUMNS = (
+    'case',
+    'expect',
+    'label',
+    'area_px',
+    'area_mm2',
+    'length_px',
+    'length_mm',
+    'score',
+    'contrast',
+    'zones',
+    'box',
+    'count',
+    'rule',
+)
 
 @dataclass(frozen=True)
 class Case:
@@ -223,7 +418,10 @@ def _case_number(row, column, low=0., high=np.inf):
     if not row.get(column): return None
     try: x = float(row[column])
     except ValueError: raise ValueError(f'column {column}: {row[column]!r} is no number') from None
-    if not low <= x <= high or x == np.inf: raise ValueError(f"column {column}: {row[column]} is not {f'between {low:g} and {high:g}' if high < np.inf else 'a size'}")
+    if not low <= x <= high or x == np.inf:
+        raise ValueError(
+            f"column {column}: {row[column]} is not {f'between {low:g} and {high:g}' if high < np.inf else 'a size'}"
+        )
     return x
 
 def _case_size(row, px, metric, power, mm):
@@ -237,31 +435,61 @@ def _case_size(row, px, metric, power, mm):
 def _case_zones(row, area, unit, decision):
     inside = {}
     for name, _, part in (z.partition('=') for z in row.get('zones', '').split('|') if z):
-        if name not in {z.name for z in decision.zones}: raise ValueError(f"column zones: no zone {name!r}, only {', '.join(z.name for z in decision.zones) or 'none'}")
+        if name not in {z.name for z in decision.zones}:
+            raise ValueError(
+                f"column zones: no zone {name!r}, only {', '.join(z.name for z in decision.zones) or 'none'}"
+            )
         inside[name] = round(_case_number({'zones': part}, 'zones', high=area/unit)*unit, 6) if part else area
     return inside
 
 def _case_defect(row, decision, categories):
     mm = decision.mm_per_px
-    if row['label'] not in (categories or [row['label']]): raise ValueError(f"column label: no defect class {row['label']!r}, only {', '.join(categories)}")
-    (area, unit), (length, _) = _case_size(row, 'area_px', 'area_mm2', 2, mm), _case_size(row, 'length_px', 'length_mm', 1, mm)
-    area, length, score = max(decision.min_area_px, 1.) if area is None else area, length or 0., _case_number(row, 'score', high=1.)
+    if row['label'] not in (categories or [row['label']]):
+        raise ValueError(f"column label: no defect class {row['label']!r}, only {', '.join(categories)}")
+    (area, unit), (length, _) = (
+        _case_size(row, 'area_px', 'area_mm2', 2, mm),
+        _case_size(row, 'length_px', 'length_mm', 1, mm),
+    )
+    area, length, score = (
+        max(decision.min_area_px, 1.0) if area is None else area,
+        length or 0.0,
+        _case_number(row, 'score', high=1.0),
+    )
     try: box = tuple(float(v) for v in (row.get('box') or '0 0 1 1').split())
     except ValueError: box = ()
     if len(box) != 4: raise ValueError(f"column box: a box is x1 y1 x2 y2, not {row['box']!r}")
-    return Defect(box=box, label=row['label'], label_score=1., score=1. if score is None else score, area_px=area, length_px=length, contrast=_case_number(row, 'contrast', -1., 1.),
-        area_mm2=None if mm is None else round(area*mm*mm, 4), length_mm=None if mm is None else round(length*mm, 4), zones=_case_zones(row, area, unit, decision), mask=RLE(size=(1, 1), counts='01'))
+    return Defect(
+        box=box,
+        label=row['label'],
+        label_score=1.0,
+        score=1.0 if score is None else score,
+        area_px=area,
+        length_px=length,
+        contrast=_case_number(row, 'contrast', -1.0, 1.0),
+        area_mm2=None if mm is None else round(area * mm * mm, 4),
+        length_mm=None if mm is None else round(length * mm, 4),
+        zones=_case_zones(row, area, unit, decision),
+        mask=RLE(size=(1, 1), counts='01'),
+    )
 
 def _case_row(row, decision, categories):
     "Case, verdict, rule and defects of one line; `ValueError` naming the column"
     if None in row: raise ValueError('it has more fields than the first line has columns')
     row = {k: (v or '').strip() for k, v in row.items()}
     if not row['case']: raise ValueError('column case: empty')
-    if row['expect'] and row['expect'] not in Verdict.__members__: raise ValueError(f"column expect: {row['expect']!r} is none of {', '.join(Verdict)}")
+    if row['expect'] and row['expect'] not in Verdict.__members__:
+        raise ValueError(f"column expect: {row['expect']!r} is none of {', '.join(Verdict)}")
     rules = [r.name for r in decision.rules]
-    if row.get('rule') and row['rule'] not in (*rules, *_SAYINGS): raise ValueError(f"column rule: no rule {row['rule']!r}, only {', '.join(rules)}")
-    if (count := 1. if (n := _case_number(row, 'count')) is None else n) % 1: raise ValueError(f"column count: {row['count']!r} is no whole number")
-    return row['case'], row['expect'], row.get('rule', ''), [_case_defect(row, decision, categories)]*int(count) if row.get('label') else []
+    if row.get('rule') and row['rule'] not in (*rules, *_SAYINGS):
+        raise ValueError(f"column rule: no rule {row['rule']!r}, only {', '.join(rules)}")
+    if (count := 1.0 if (n := _case_number(row, 'count')) is None else n) % 1:
+        raise ValueError(f"column count: {row['count']!r} is no whole number")
+    return (
+        row['case'],
+        row['expect'],
+        row.get('rule', ''),
+        [_case_defect(row, decision, categories)] * int(count) if row.get('label') else [],
+    )
 
 def read_cases(
     path:str|Path, # A CSV with the columns case, expect, label, and those of area_px, area_mm2, length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count, rule that matter
@@ -274,19 +502,40 @@ def read_cases(
         with open(path, newline='', encoding='utf-8-sig') as f:
             table = csv.DictReader(f)
             if unknown := [c for c in table.fieldnames or () if c not in _CASE_COLUMNS]:
-                raise SADSError(f'unknown column {unknown[0]!r}', where=f'{path}, line 1', remedy=f"Columns are {', '.join(_CASE_COLUMNS)}, with commas between")
-            if table.fieldnames and (missing := [c for c in ('case', 'expect') if c not in table.fieldnames]): raise SADSError(f'no column {missing[0]!r}', where=f'{path}, line 1', remedy='Name it in the first line')
+                raise SADSError(
+                    f'unknown column {unknown[0]!r}',
+                    where=f'{path}, line 1',
+                    remedy=f"Columns are {', '.join(_CASE_COLUMNS)}, with commas between",
+                )
+            if table.fieldnames and (missing := [c for c in ('case', 'expect') if c not in table.fieldnames]):
+                raise SADSError(
+                    f'no column {missing[0]!r}', where=f'{path}, line 1', remedy='Name it in the first line'
+                )
             for row in table:
                 try: name, expect, rule, defects = _case_row(row, decision, categories)
-                except ValueError as e: raise SADSError(str(e), where=f'{path}, line {table.line_num}', remedy='Correct the line') from e
+                except ValueError as e:
+                    raise SADSError(str(e), where=f'{path}, line {table.line_num}', remedy='Correct the line') from e
                 parts.setdefault(name, []).append((expect, rule, defects))
     except FileNotFoundError as e: raise SADSError('no such file', where=path, remedy='Check the path') from e
-    except (UnicodeDecodeError, csv.Error) as e: raise SADSError(f'not a CSV in UTF-8: {e}', where=path, remedy='Save the table as CSV, UTF-8, with commas') from e
-    if not parts: raise SADSError('no case', where=path, remedy=f"The first line names the columns, of {', '.join(_CASE_COLUMNS)}; each other line is a defect")
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise SADSError(
+            f'not a CSV in UTF-8: {e}', where=path, remedy='Save the table as CSV, UTF-8, with commas'
+        ) from e
+    if not parts:
+        raise SADSError(
+            'no case',
+            where=path,
+            remedy=f"The first line names the columns, of {', '.join(_CASE_COLUMNS)}; each other line is a defect",
+        )
     out = []
     for name, rows in parts.items():
         expect, rule = ({r[k] for r in rows if r[k]} for k in (0, 1))
-        if len(expect) != 1 or len(rule) > 1: raise SADSError(f"case {name!r} expects {' and '.join(sorted(rule if len(expect) == 1 else expect) or ['nothing'])}", where=path, remedy='Give one verdict and at most one rule for each case')
+        if len(expect) != 1 or len(rule) > 1:
+            raise SADSError(
+                f"case {name!r} expects {' and '.join(sorted(rule if len(expect) == 1 else expect) or ['nothing'])}",
+                where=path,
+                remedy='Give one verdict and at most one rule for each case',
+            )
         out.append(Case(name, Verdict(expect.pop()), rule.pop() if rule else '', tuple(d for r in rows for d in r[2])))
     return out
 
@@ -296,7 +545,12 @@ def run_case(
 ) -> tuple[bool, Verdict, list[Reason]]: # Whether it came out as expected, what came out, why
     "Judge one case"
     verdict, reasons = judge(case.defects, 1. if case.defects else 0., None, decision)
-    return verdict == case.expect and (not case.rule or any(r.rule == case.rule and r.verdict == verdict for r in reasons)), verdict, reasons
+    return (
+        verdict == case.expect
+        and (not case.rule or any(r.rule == case.rule and r.verdict == verdict for r in reasons)),
+        verdict,
+        reasons,
+    )
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #147b8c57
 def _remeasured(d, decision):
@@ -307,8 +561,20 @@ def _remeasured(d, decision):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if len(rows):
             top, left = int(rows[0]), int(columns[0])
-            zones = zone_areas(decision.zones, mask[top:rows[-1] + 1, left:columns[-1] + 1].astype(bool), (top, left), d.mask.size, mm)
-    return d.model_copy(update={'zones': zones, 'area_mm2': None if mm is None else round(d.area_px*mm*mm, 4), 'length_mm': None if mm is None else round(d.length_px*mm, 4)})
+            zones = zone_areas(
+                decision.zones,
+                mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(bool),
+                (top, left),
+                d.mask.size,
+                mm,
+            )
+    return d.model_copy(
+        update={
+            'zones': zones,
+            'area_mm2': None if mm is None else round(d.area_px * mm * mm, 4),
+            'length_mm': None if mm is None else round(d.length_px * mm, 4),
+        }
+    )
 
 def rejudge(
     report:InspectionReport,

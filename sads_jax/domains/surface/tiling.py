@@ -43,7 +43,14 @@ def _placed(found, place, window, h, w):
         at = squares[:, low, None] + (squares[:, high] - squares[:, low])[:, None]*((np.arange(m) + .5)/m)
         return ((at >= 0) | ~seams[low]) & ((at < side) | ~seams[high])
     masks = np.where(known(1, 3, size[1])[:, :, None] & known(0, 2, size[0])[:, None], masks, 0).astype(np.float32)
-    return (boxes + shift).astype(np.float32), np.asarray(found.scores)[on], np.asarray(found.label_scores)[on], (squares + shift).astype(np.float32), masks, cut
+    return (
+        (boxes + shift).astype(np.float32),
+        np.asarray(found.scores)[on],
+        np.asarray(found.label_scores)[on],
+        (squares + shift).astype(np.float32),
+        masks,
+        cut,
+    )
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #7e81b3d5
 def _shared(box, boxes):
@@ -53,11 +60,20 @@ def _shared(box, boxes):
 
 def _distinct(boxes, scores, sights, cut, tile, windows, iou):
     "Which rows stay, their scores, and those of the tiles that saw them"
-    keep, scores, sights, area = np.ones(len(boxes), bool), scores.copy(), sights.copy(), (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    keep, scores, sights, area = (
+        np.ones(len(boxes), bool),
+        scores.copy(),
+        sights.copy(),
+        (boxes[:, 2:] - boxes[:, :2]).prod(1),
+    )
     for i in np.lexsort((-scores, cut))[:(~cut).sum()]:
         if not keep[i]: continue
         common = _shared(boxes[i], boxes)
-        same = np.where(cut, (common > .5*area) & (_shared(windows[tile[i]], boxes) > .9*area), common > iou*(area + area[i] - common))
+        same = np.where(
+            cut,
+            (common > 0.5 * area) & (_shared(windows[tile[i]], boxes) > 0.9 * area),
+            common > iou * (area + area[i] - common),
+        )
         same &= keep & (tile != tile[i])
         if same.any(): scores[i], sights[i] = max(scores[i], scores[same].max()), max(sights[i], sights[same].max())
         keep &= ~same
@@ -73,14 +89,18 @@ def _one_name(boxes, scores, labels, cut, tile):
     labels, n = labels.copy(), len(boxes)
     weight = scores*(boxes[:, 2:] - boxes[:, :2]).prod(1)
     _, group = connected_components(coo_array((np.ones(len(meet)), np.array(meet).T), shape=(n, n)), directed=False)
-    for g in {group[i] for i, _ in meet}: labels[group == g] = np.average(labels[group == g], axis=0, weights=weight[group == g])
+    for g in {group[i] for i, _ in meet}:
+        labels[group == g] = np.average(labels[group == g], axis=0, weights=weight[group == g])
     return labels
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #71780120
 def _along(start, length, whole, first, scale, overlap):
     "Along one axis: the cells of the joint map that a tile speaks of, where they begin and end on its own map, and how loud it is [n]"
     end = start + length
-    a, b = (start + _MAP//2 - 1)//_MAP, -(-whole//_MAP) if end == whole else (end + _MAP//2 - 1)//_MAP  # cells whose centres lie on the tile
+    a, b = (
+        (start + _MAP // 2 - 1) // _MAP,
+        -(-whole // _MAP) if end == whole else (end + _MAP // 2 - 1) // _MAP,
+    )  # cells whose centres lie on the tile
     own = [(first + (cell*_MAP - start)*scale)/_MAP + 1 for cell in (a, b)]  # + 1: its map is padded
     centre = (np.arange(a, b) + .5)*_MAP
     voice = lambda distance: np.clip(distance/overlap, 1e-3, 1)
@@ -103,10 +123,19 @@ def _cells(boxes, rows, cols):
     low = np.floor(boxes[:, :2]/_MAP).astype(int).clip(first, last - 1)
     return np.concatenate([low, np.maximum(np.ceil(boxes[:, 2:]/_MAP).astype(int).clip(first, last), low + 1)], 1)
 
-def _peaks(dense, cells, left=0, top=0): return np.array([dense[y0-top:y1-top, x0-left:x1-left].max() for x0, y0, x1, y1 in cells], np.float32)
+def _peaks(dense, cells, left=0, top=0):
+    return np.array([dense[y0 - top : y1 - top, x0 - left : x1 - left].max() for x0, y0, x1, y1 in cells], np.float32)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #0cdeb83b
-_SPREAD = ('boxes', 'scores', 'valid', 'label_scores', 'crop_boxes', 'masks', 'defect_map') # of a photograph's findings; the rest is one figure each, of which the highest counts
+_SPREAD = (
+    'boxes',
+    'scores',
+    'valid',
+    'label_scores',
+    'crop_boxes',
+    'masks',
+    'defect_map',
+)  # of a photograph's findings; the rest is one figure each, of which the highest counts
 
 def stitch(
     looks:Iterable[tuple[Window, Findings, Placement]], # What each tile showed, without batch axis
@@ -125,18 +154,36 @@ def stitch(
         here, down, across = _blend(total, loudness, found.defect_map, place, window, h, w, overlap)
         cells.append(_cells(np.array([*rows[-1][0], windows[-1]], np.float32), down, across))
         peaks.append(_peaks(here, cells[-1], across.start, down.start))
-        alone.append({k: getattr(found, k) for k in found._fields if k not in _SPREAD and getattr(found, k) is not None})
+        alone.append(
+            {k: getattr(found, k) for k in found._fields if k not in _SPREAD and getattr(found, k) is not None}
+        )
     joint, tile = total/loudness, np.repeat(np.arange(len(rows)), [len(r[0]) for r in rows])
-    agreed = [np.minimum(1, _peaks(joint, c)/np.where(p > 0, p, np.inf)) + (p <= 0) for c, p in zip(cells, peaks)]  # of each box, and last the whole tile
+    agreed = [
+        np.minimum(1, _peaks(joint, c) / np.where(p > 0, p, np.inf)) + (p <= 0) for c, p in zip(cells, peaks)
+    ]  # of each box, and last the whole tile
     boxes, scores, labels, squares, masks, cut = (np.concatenate(a) for a in zip(*rows))
     scores = (scores*np.concatenate([a[:-1] for a in agreed])).astype(np.float32)
     image_scores = np.array([a['image_scores']*agree[-1] for a, agree in zip(alone, agreed)], np.float32)
     keep, scores, sights = _distinct(boxes, scores, image_scores[tile], cut, tile, np.array(windows, np.float32), iou)
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind='stable')]
-    boxes, scores, sights, labels, squares, masks, cut, tile = (a[order] for a in (boxes, scores, sights, labels, squares, masks, cut, tile))
-    surest = {k: max(a[k] for a in alone) for k in alone[0]} | {'image_scores': image_scores.max(), 'tile_scores': sights}
+    boxes, scores, sights, labels, squares, masks, cut, tile = (
+        a[order] for a in (boxes, scores, sights, labels, squares, masks, cut, tile)
+    )
+    surest = {k: max(a[k] for a in alone) for k in alone[0]} | {
+        'image_scores': image_scores.max(),
+        'tile_scores': sights,
+    }
     surest['finite'] = np.bool_(all(a['finite'] for a in alone))
-    whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares, masks, joint, **surest)
+    whole = Findings(
+        boxes,
+        scores,
+        np.ones(len(boxes), bool),
+        _one_name(boxes, scores, labels, cut, tile),
+        squares,
+        masks,
+        joint,
+        **surest,
+    )
     return whole, Placement(place.bucket, 1., 0, 0, h, w, h, w)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #385828ca
@@ -165,7 +212,9 @@ class TiledPredictor:
         images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
     ) -> list[tuple[np.ndarray, Placement]]: # One for each tile, the tiles of the first photograph first
         "What the program will see"
-        return self.predictor.place([t.of(x) for x in images for t in tile_windows(*x.shape[:2], self.buckets, self.tile)])
+        return self.predictor.place(
+            [t.of(x) for x in images for t in tile_windows(*x.shape[:2], self.buckets, self.tile)]
+        )
 
     def predict(
         self,
@@ -175,10 +224,14 @@ class TiledPredictor:
         windows = [tile_windows(*x.shape[:2], self.buckets, self.tile) for x in images]
         whole = [i for i, t in enumerate(windows) if len(t) == 1]
         found = dict(zip(whole, self.predictor.predict([images[i] for i in whole])))
-        return [found[i] if i in found else stitch(self._looks(x, t), *x.shape[:2], overlap=self.tile.overlap) for i, (x, t) in enumerate(zip(images, windows))]
+        return [
+            found[i] if i in found else stitch(self._looks(x, t), *x.shape[:2], overlap=self.tile.overlap)
+            for i, (x, t) in enumerate(zip(images, windows))
+        ]
 
     def _looks(self, image, windows):
         "What each tile shows, `chunk` tiles at a time"
         windows = iter(windows)
         while part := list(islice(windows, self.chunk)):
-            for window, (found, place) in zip(part, self.predictor.predict([t.of(image) for t in part])): yield window, found, place
+            for window, (found, place) in zip(part, self.predictor.predict([t.of(image) for t in part])):
+                yield window, found, place

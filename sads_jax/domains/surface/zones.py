@@ -63,7 +63,9 @@ def zone_areas(
 
 def _sizes(zones):
     "Photographs to try zones on: height, width [px]; none where a corner lies beyond 4096 px"
-    far = [np.ceil(np.max(z.points, 0)[::-1]).astype(int) for z in zones if isinstance(z, PolygonZone) and z.unit == 'px']
+    far = [
+        np.ceil(np.max(z.points, 0)[::-1]).astype(int) for z in zones if isinstance(z, PolygonZone) and z.unit == 'px'
+    ]
     sizes = [(256, 256), (192, 512), (768, 1024), *(tuple(np.maximum(f, 256)) for f in far)]
     return [] if max(map(max, sizes)) > 4096 else sizes
 
@@ -73,7 +75,9 @@ def share_covered(
 ) -> float: # 0..1; 0 also where only a photograph of more than 4096 px could tell
     "The least share of a photograph that lies in any of the zones, on photographs of several sizes"
     if not zones: return 0.
-    covered = [np.any([zone_window(z, (0, 0, *size), size, mm_per_px) for z in zones], 0).mean() for size in _sizes(zones)]
+    covered = [
+        np.any([zone_window(z, (0, 0, *size), size, mm_per_px) for z in zones], 0).mean() for size in _sizes(zones)
+    ]
     return float(min(covered, default=0.))
 
 def zone_inside(

@@ -16,9 +16,10 @@ from sads_jax.core.errors import ImageError, ParamsError, SADSError
 from sads_jax.core.params import DecisionSpec, RuleSpec
 from sads_jax.core.types import RLE, Defect, Findings, InspectionReport, Reason, Verdict
 from sads_jax.data.images import letterbox, to_canvas
+from sads_jax.domains.surface.lint import check_decision
 from sads_jax.domains.surface.pipeline import SADSPipeline
 from sads_jax.domains.surface.postprocessor import Patch, SADSPostprocessor, groups, paste_patch, patch_mask, patch_rle, union
-from sads_jax.domains.surface.rules import check_decision, judge, rules_version
+from sads_jax.domains.surface.rules import judge, rules_version
 from sads_jax.inference.export import export_program, load_program
 from sads_jax.inference.predictor import CVPredictor
 from sads_jax.ops.crops import paste_mask
@@ -254,7 +255,7 @@ def test_one_look_for_both_networks_says_the_same():
     name = lambda params, seen, boxes, canvas: jax.nn.softmax(seen.mean((1, 2)) + boxes[:, :3]*1e-3)
     outline = lambda params, seen: jnp.clip(seen[..., 0], 0, 1)
     apart = replace(apart, classifier_least=0., classify=lambda p, x, b, c: name(p, see(p, x), b, c), segment=lambda p, x: outline(p, see(p, x)))
-    together = replace(apart, look=see, classify=name, segment=outline)
+    together = replace(apart, features=see, classify=name, segment=outline)
     a, b = (jax.device_get(jax.jit(c)(params, images)) for c in (apart, together))
     assert a.valid.sum() >= 8
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from sads_jax.core.errors import BundleError, GoldenError, SADSError
 from sads_jax.core.settings import Settings
-from sads_jax.domains.surface.rules import lint_rules, rules_version
+from sads_jax.domains.surface.lint import lint_rules
+from sads_jax.domains.surface.rules import rules_version
 from sads_jax.inference.export import export_program, save_weights
 from sads_jax.inference.parity import compact_weights
 from sads_jax.registry import bundle as B

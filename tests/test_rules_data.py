@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from sads_jax.core.errors import ParamsError, SADSError
 from sads_jax.core.params import BorderZone, DecisionSpec, HysteresisSpec, PolygonZone, RuleSpec, WholeZone
 from sads_jax.core.types import RLE, Defect, Verdict
+from sads_jax.domains.surface import cases as C
+from sads_jax.domains.surface import lint as L
 from sads_jax.domains.surface import rules as R
 from sads_jax.domains.surface.zones import zone_window
 
@@ -61,7 +63,7 @@ def test_more_or_larger_is_never_milder(decision, found, new, data):
 @settings(max_examples=200, deadline=None)
 @given(decisions(), st.lists(defects(), max_size=4))
 def test_a_rule_called_unreachable_changes_no_verdict(decision, found):
-    lint = [f for f in R.lint_rules(decision, CLASSES) if f.text.startswith('unreachable')]
+    lint = [f for f in L.lint_rules(decision, CLASSES) if f.text.startswith('unreachable')]
     verdict = R.judge(found, .5, None, decision)[0]
     for f in lint:
         less = decision.model_copy(update={'rules': tuple(r for r in decision.rules if f"rule {r.name!r}" != f.where.split(', ')[1])})
@@ -80,14 +82,14 @@ def test_the_lint_by_hand():
     zones = (BorderZone(name='rim', width=1, unit='mm'), BorderZone(name='off', width=20, ignore=True), WholeZone(name='lost'), BorderZone(name='near', width=5))
     bad = DecisionSpec(severity={'rust': 'minor', 'pit': 'minor'}, zones=zones, rules=(RuleSpec(name='a', label='dirt'), RuleSpec(name='b', zone='hub'), RuleSpec(name='c', zone='off'), RuleSpec(name='unknown', label='pit', severity='major'),
         RuleSpec(name='e', max_area_mm2=1, zone='rim'), RuleSpec(name='f', label='pit', min_score=.5, review_below=.5, hysteresis=HysteresisSpec(low=.5)), RuleSpec(name='g', severity='major'), RuleSpec(name='h', label='pit', verdict='REVIEW', min_contrast=.1), RuleSpec(name='i', zone='near')))
-    said = [(f.level, f.where.rpartition(' ')[2].strip("'"), f.text) for f in R.lint_rules(bad, ('crack', 'pit'))]
+    said = [(f.level, f.where.rpartition(' ')[2].strip("'"), f.text) for f in L.lint_rules(bad, ('crack', 'pit'))]
     for want in [('error', 'decision.severity', "no defect class 'rust'"), ('error', 'rim', 'a width in mm'), ('warning', 'lost', 'no rule names it'), ('warning', 'near', "all of it lies in zone 'off', where defects are ignored, so rule 'i'"), ('error', 'a', "no defect class 'dirt'"), ('error', 'b', "no zone 'hub'"),
                  ('error', 'c', 'contradictory: what lies'), ('error', 'unknown', 'the name is taken'), ('error', 'unknown', 'contradictory: pit is minor'), ('error', 'e', 'max_area_mm2 needs'),
                  ('error', 'f', 'contradictory: hysteresis'), ('warning', 'f', 'review_below'), ('warning', 'g', 'no class is major'), ('warning', 'h', 'it says REVIEW anyway')]:
         assert any(l == want[0] and w == want[1] and t.startswith(want[2]) for l, w, t in said), (want, said)
     assert [l for l, _, _ in said] == sorted((l for l, _, _ in said)) and said[0][0] == 'error'
-    with pytest.raises(ParamsError): R.check_decision(bad, ('crack', 'pit'))
-    assert {f.at for f in R.lint_rules(bad, ('crack', 'pit')) if f.level == 'error'} == {('decision', *x) for x in [('severity', 'rust'), ('zones', 0, 'unit'), ('rules', 0, 'label'), ('rules', 1, 'zone'), ('rules', 2, 'zone'),
+    with pytest.raises(ParamsError): L.check_decision(bad, ('crack', 'pit'))
+    assert {f.at for f in L.lint_rules(bad, ('crack', 'pit')) if f.level == 'error'} == {('decision', *x) for x in [('severity', 'rust'), ('zones', 0, 'unit'), ('rules', 0, 'label'), ('rules', 1, 'zone'), ('rules', 2, 'zone'),
         ('rules', 3, 'name'), ('rules', 3, 'severity'), ('rules', 4, 'max_area_mm2'), ('rules', 5, 'hysteresis', 'low')]}
 
 @settings(max_examples=60, deadline=None)
@@ -115,7 +117,7 @@ def test_a_pipeline_measures_zones_and_contrast_and_a_stored_report_is_judged_al
     assert d.zones == {'rim': float((mask & rim).sum())} and 'left' not in d.zones
     inside, outside = photo[15:25, 45:55].mean()/255, photo[40:, :20].mean()/255
     assert d.contrast == pytest.approx(inside - outside, abs=.05)
-    assert r.reasons[0].text == f"FAIL: crack {R._number(round(d.zones['rim']/100, 4))} mm² > 0.9 mm² in zone rim (rim)" and r.reasons[0].zone == 'rim'
+    assert r.reasons[0].text == f"FAIL: crack {R.number_text(round(d.zones['rim']/100, 4))} mm² > 0.9 mm² in zone rim (rim)" and r.reasons[0].zone == 'rim'
     assert R.rejudge(r, decision) == (r.verdict, r.reasons)
     bare = r.model_copy(update={'defects': [d.model_copy(update={'zones': {}, 'area_mm2': None})]})
     assert R.rejudge(bare, decision) == (r.verdict, r.reasons)  # measured anew from the stored mask
@@ -141,11 +143,11 @@ def test_tables_that_cannot_be_read_say_where(tmp_path):
             ('case,expect,label\na,PASS,pti\n', "line 2: column label: no defect class 'pti', only pit"), ('case,expect,rule\na,PASS,big\n', "line 2: column rule: no rule 'big', only any defect"),
             ('case,expect,label,area_px,zones\na,PASS,pit,3,rim=4\n', 'column zones: 4 is not between 0 and 3'), ('case,expect,rule\na,FAIL,any defect\na,,no defect\n', "case 'a' expects any defect and no defect")]:
         (tmp_path/'c.csv').write_text(text)
-        with pytest.raises(SADSError) as e: R.read_cases(tmp_path/'c.csv', d, ('pit',))
+        with pytest.raises(SADSError) as e: C.read_cases(tmp_path/'c.csv', d, ('pit',))
         assert said in str(e.value) and 'c.csv' in str(e.value)
     (tmp_path/'c.csv').write_bytes('case,expect\nK\u00f6rper,PASS\n'.encode('cp1252'))
-    with pytest.raises(SADSError, match='not a CSV in UTF-8'): R.read_cases(tmp_path/'c.csv', d)
-    with pytest.raises(SADSError, match='no such file'): R.read_cases(tmp_path/'none.csv', d)
+    with pytest.raises(SADSError, match='not a CSV in UTF-8'): C.read_cases(tmp_path/'c.csv', d)
+    with pytest.raises(SADSError, match='no such file'): C.read_cases(tmp_path/'none.csv', d)
 
 def test_a_table_says_what_lies_where_and_how_often(tmp_path):
     "As a spreadsheet saves it; a count is so many lines, a share of the area lies in a zone, in the unit of the line"
@@ -159,9 +161,9 @@ two,PASS,pit,,,,2,
 mostly off,FAIL,pit,2,,off=1.9|rim,,rim
 off,PASS,pit,2,,off|rim,,ignored
 ''', encoding='utf-8-sig')
-    cases = R.read_cases(tmp_path/'c.csv', d)
+    cases = C.read_cases(tmp_path/'c.csv', d)
     assert [(c.name, len(c.defects)) for c in cases][:5] == [('at the limit', 1), ('above it', 1), ('above it in px', 1), ('three', 3), ('two', 2)]
-    assert [R.run_case(c, d)[0] for c in cases] == [True]*7, [R.run_case(c, d) for c in cases]
+    assert [C.run_case(c, d)[0] for c in cases] == [True]*7, [C.run_case(c, d) for c in cases]
 
 def test_commands_exit_as_a_script_needs_it(tmp_path):
     from sads_jax.cli.main import app

@@ -17,18 +17,17 @@ from .console import console, epilog, table
 from .places import own_file
 
 # %% ../../nbs/12_cli/25_compare.ipynb #f190832a
-COMPARE_EXAMPLES = epilog(
-    'sads evaluate --model sads@3 --workdir three -S data.kind=folder -S data.root=DIR',
+COMPARE_EXAMPLES = epilog('sads evaluate --model sads@3 --workdir three -S data.kind=folder -S data.root=DIR',
     'sads evaluate --model sads@4 --workdir four -S data.kind=folder -S data.root=DIR',
-    'sads compare three/reports four/reports',
-)
+    'sads compare three/reports four/reports')
 
 def compare(
     a:Annotated[Path, typer.Argument(metavar='REPORT_A', help='Folder that `sads evaluate` wrote.')],
     b:Annotated[Path, typer.Argument(metavar='REPORT_B', help='Another, on the same photographs.')],
     out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write all of it as JSON.')]=None,
 ):
-    "Which of two versions is better. Paired tests on the same photographs: McNemar on verdicts of parts, bootstrap by part on scores; lists the parts that change sides."
+    """Which of two versions is better. Paired tests on the same photographs: McNemar on verdicts of parts, bootstrap by
+    part on scores; lists the parts that change sides."""
     from sads_jax.evaluation.compare import compare_reports, comparison_text
     if out is not None: own_file(out, r'\{\n "changed"')
     c, screen = compare_reports(a, b), console()
@@ -39,13 +38,8 @@ def compare(
     if c.changed:
         t = table('part', 'truth', 'A', 'B', 'right', title='Parts that change sides')
         for x in c.changed:
-            t.add_row(
-                x['part_id'],
-                'defective' if x['defective'] else 'good',
-                ' '.join(x['a']),
-                ' '.join(x['b']),
-                x['better'].upper(),
-            )
+            t.add_row(x['part_id'], 'defective' if x['defective'] else 'good', ' '.join(x['a']), ' '.join(x['b']),
+                x['better'].upper())
         screen.print(t)
     for line in comparison_text(c): screen.print(line)
     if out is not None: c.write(out)

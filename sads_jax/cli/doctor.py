@@ -19,21 +19,8 @@ from .launch import MALLOC
 from ..core.errors import SADSError
 
 # %% ../../nbs/12_cli/14_doctor.ipynb #8dbbea52
-_PACKAGES = (
-    'jax',
-    'jaxlib',
-    'numpy',
-    'scipy',
-    'pillow',
-    'pydantic',
-    'litserve',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'dvc',
-    'mlflow-skinny',
-    'wandb',
-)
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'scipy', 'pillow', 'pydantic', 'litserve', 'flax', 'optax', 'orbax-checkpoint',
+    'dvc', 'mlflow-skinny', 'wandb')
 
 def extras_state(
     name:str='sads_jax', # Distribution
@@ -61,17 +48,17 @@ def extras_state(
 
 _VECTORS = 'sse4_2', 'avx', 'avx2', 'fma', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve'
 
-def processor(
-    path:Path=Path('/proc/cpuinfo'),
-) -> str:
+def processor(path:Path=Path('/proc/cpuinfo'),) -> str:
     "Its name and its vector instructions, on which the last digits of a model depend"
     import platform
     try: lines = [tuple(map(str.strip, x.split(':', 1))) for x in path.read_text().splitlines() if ':' in x]
     except OSError: return platform.processor() or platform.machine()
     facts = dict(reversed(lines))
     flags = set((facts.get('flags') or facts.get('Features') or '').split())
-    return f"{facts.get('model name') or platform.machine()}: {', '.join(v for v in _VECTORS if v in flags) or 'no vector instructions known'}"
+    vectors = ', '.join(v for v in _VECTORS if v in flags) or 'no vector instructions known'
+    return f"{facts.get('model name') or platform.machine()}: {vectors}"
 
+# %% ../../nbs/12_cli/14_doctor.ipynb #03d2daee
 def _facts(s, settings):
     "Doctor's findings: (topic, what it is), in order"
     import importlib.metadata as md
@@ -91,7 +78,8 @@ def _facts(s, settings):
     yield 'cores', f'{cores} usable of {os.cpu_count()}; memory {memory:.1f} GiB'
     yield (
         'NPROC',
-        f"{os.environ.get('NPROC', 'not set')} (threads of XLA's CPU pool; cpu_threads = {s.cpu_threads} in the settings)",
+        f"{os.environ.get('NPROC', 'not set')} (threads of XLA's CPU pool; cpu_threads = {s.cpu_threads} in the "
+        "settings)",
     )
     yield 'malloc', ', '.join(f"{k}={os.environ.get(k, 'not set')}" for k in MALLOC)
     yield 'JAX_PLATFORMS', os.environ.get('JAX_PLATFORMS', 'not set: JAX takes the best it finds')
@@ -112,13 +100,13 @@ def _facts(s, settings):
     free = shutil.disk_usage('.').free/2**30
     yield 'disk', f'{free:.1f} GiB free here' + ('' if free > 2 else ': too little for a training run')
 
-DOCTOR_EXAMPLES = epilog(
-    'sads doctor',
-    'sads doctor --bundle bundle                    and whether that bundle judges here as it did when it was made',
-)
+DOCTOR_EXAMPLES = epilog('sads doctor',
+    'sads doctor --bundle bundle                    and whether that bundle judges here as it did when it was made')
 
+# %% ../../nbs/12_cli/14_doctor.ipynb #6b07ae74
 def doctor(bundle:BundleFolder=None, settings:SettingsFile=SETTINGS, workdir:Workdir=HERE):
-    "What this machine has. Versions, devices, environment, settings, champion; with --bundle also that bundle, judging its golden photographs; exit status 1 if it must not be used here."
+    """What this machine has. Versions, devices, environment, settings, champion; with --bundle also that bundle,
+    judging its golden photographs; exit status 1 if it must not be used here."""
     t, s = table('', ''), settings_of(settings, workdir)
     for topic, text in _facts(s, settings): t.add_row(topic, text)
     console().print(t)

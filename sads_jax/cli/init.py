@@ -17,11 +17,9 @@ import typer
 from .console import console, epilog, say, table
 from ..core.errors import ParamsError
 
-INIT_EXAMPLES = epilog(
-    'sads init mine --photos DIR          looks, asks two questions, writes the project mine/',
+INIT_EXAMPLES = epilog('sads init mine --photos DIR          looks, asks two questions, writes the project mine/',
     'sads init mine --photos DIR --yes    takes all that is proposed',
-    'cd mine && dvc repro                 trains, evaluates, registers',
-)
+    'cd mine && dvc repro                 trains, evaluates, registers')
 
 # %% ../../nbs/12_cli/15_init.ipynb #316dd7cf
 def _seen_table(seen, layout):
@@ -34,21 +32,14 @@ def _seen_table(seen, layout):
         if (low == high).all()
         else f'{low[0]} x {low[1]} to {high[0]} x {high[1]} px (height x width)'
     )
-    rows = [
-        ('layout', f'{layout.kind}: {layout.why}'),
-        ('photographs', str(seen.images)),
-        ('size', size),
-        ('good', f'{seen.good}{scope}'),
-        ('defects', counts + scope),
-        ('labels', f'{seen.marked} say where the defect is, {seen.masked} outline it'),
-    ]
+    rows = [('layout', f'{layout.kind}: {layout.why}'), ('photographs', str(seen.images)), ('size', size),
+        ('good', f'{seen.good}{scope}'), ('defects', counts + scope),
+        ('labels', f'{seen.marked} say where the defect is, {seen.masked} outline it')]
     if seen.unknown: rows.append(('not judged', f'{seen.unknown} photographs: nobody says whether they are good'))
     if len(seen.thickness):
         rows.append(
-            (
-                'thinnest',
-                f'{sorted(seen.thickness)[len(seen.thickness) // 20]:.1f} px (a twentieth of the defects is thinner)',
-            )
+            ('thinnest',
+                f'{sorted(seen.thickness)[len(seen.thickness) // 20]:.1f} px (a twentieth of the defects is thinner)')
         )
     for row in rows: t.add_row(*row)
     return t
@@ -63,11 +54,8 @@ def _pick_layout(found, kind, ask, root):
     "The layout that is meant"
     if kind:
         if not (hits := [x for x in found if x.kind == kind]):
-            raise ParamsError(
-                f'is not laid out as {kind}',
-                where=root,
-                remedy='It looks like ' + '; '.join(f'{x.kind} ({x.why})' for x in found),
-            )
+            raise ParamsError(f'is not laid out as {kind}', where=root,
+                remedy='It looks like ' + '; '.join(f'{x.kind} ({x.why})' for x in found))
         return hits[0]
     if len(found) > 1:
         for x in found: say(f'could be {x.kind}: {x.why}')
@@ -90,16 +78,14 @@ def init(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
-            '--kind',
-            metavar='KIND',
-            help='How to read it, where several layouts fit: coco, folder, magnetic_tile, voc.',
-        ),
+        typer.Option('--kind', metavar='KIND',
+            help='How to read it, where several layouts fit: coco, folder, magnetic_tile, voc.'),
     ] = None,
     yes: Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing, take what is proposed.')] = False,
     scm: Annotated[bool, typer.Option('--scm/--no-scm', help='Keep history with git, where it is installed.')] = True,
 ):
-    "Make a project of photographs. Recognises their layout, chooses what suits them, and writes params.yaml, settings.ini and dvc.yaml; overwrites nothing."
+    """Make a project of photographs. Recognises their layout, chooses what suits them, and writes params.yaml,
+    settings.ini and dvc.yaml; overwrites nothing."""
     from sads_jax.core.params import parse_params
     from sads_jax.data.connectors import ConnectorFactory
     from sads_jax.data.plan import as_tree, plan, warnings
@@ -115,7 +101,8 @@ def init(
         patterns
         and ask
         and not typer.confirm(
-            f'Do names tell parts? {patterns[0].pattern} gives {patterns[0].parts} parts of up to {patterns[0].largest} photographs',
+            f'Do names tell parts? {patterns[0].pattern} gives {patterns[0].parts} parts of up to '
+            f'{patterns[0].largest} photographs',
             default=True,
         )
     ):

@@ -26,7 +26,8 @@ def launch_environment(
     return env | missing | {'SADS_LAUNCHED': '1'} if missing else None
 
 def _cpu_threads(args, env):
-    "`cpu_threads` of the settings, without the second that pydantic takes; `load_settings` will complain if it is wrong"
+    """`cpu_threads` of the settings, without the second that pydantic takes; `load_settings` will complain if it is
+    wrong"""
     if n := env.get('SADS_CPU_THREADS'): return n
     given = [b for a, b in zip(args, args[1:]) if a == '--settings'] + [
         a.partition('=')[2] for a in args if a.startswith('--settings=')

@@ -23,16 +23,8 @@ from .launch import launch_environment
 from .models import models
 from .notes import param_rows
 from .operate import OPERATE_EXAMPLES, operate
-from sads_jax.cli.options import (
-    HERE,
-    PARAMS,
-    SETTINGS,
-    ArtefactForm,
-    BundleFolder,
-    ExpectVersion,
-    ModelName,
-    ParamsFile,
-)
+from sads_jax.cli.options import (HERE, PARAMS, SETTINGS, ArtefactForm, BundleFolder, ExpectVersion, ModelName,
+    ParamsFile)
 from .options import SetOption, SettingsFile, Workdir, find_bundle, settings_of
 from .parity import PARITY_EXAMPLES, parity
 from .predict import PREDICT_EXAMPLES, predict
@@ -81,13 +73,10 @@ def _root(
 
 # %% ../../nbs/12_cli/10_main.ipynb #f226e3e6
 @app.command(
-    epilog=epilog(
-        'sads serve                                        the champion, on 127.0.0.1:8000',
-        'sads serve --bundle bundle --host 0.0.0.0 --port 9000',
-        '',
+    epilog=epilog('sads serve                                        the champion, on 127.0.0.1:8000',
+        'sads serve --bundle bundle --host 0.0.0.0 --port 9000', '',
         'curl -F file=@part.png -F part_id=A7 http://127.0.0.1:8000/predict',
-        'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest',
-    )
+        'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest')
 )
 def serve(
     bundle: BundleFolder = None,
@@ -134,11 +123,9 @@ app.command('doctor', epilog=DOCTOR_EXAMPLES)(doctor)
 # %% ../../nbs/12_cli/10_main.ipynb #00d1eb24
 @app.command(
     'params',
-    epilog=epilog(
-        'sads params decision                       one section',
+    epilog=epilog('sads params decision                       one section',
         'sads params --yaml > params.yaml           a file to start from',
-        'sads params --yaml -S data.n_parts=40      as it would be resolved',
-    ),
+        'sads params --yaml -S data.n_parts=40      as it would be resolved'),
 )
 def params_(
     section: Annotated[str, typer.Argument(metavar='[SECTION]', help='E.g. data, decision, detector.trainer.')] = '',
@@ -169,26 +156,12 @@ def params_(
     console().print(t)
 
 # %% ../../nbs/12_cli/10_main.ipynb #9dadb982
-_EXTRA_OF = {
-    'litserve': 'serve',
-    'multipart': 'serve',
-    'python_multipart': 'serve',
-    'mlflow': 'track',
-    'wandb': 'track',
-    'sqlalchemy': 'track',
-    'alembic': 'track',
-    'flax': 'train',
-    'optax': 'train',
-    'orbax': 'train',
-    'sklearn': 'train',
-    'matplotlib': 'train',
-    'jinja2': 'train',
-    'dvc': 'train',
-    'cryptography': 'sign',
-}
+_EXTRA_OF = {'litserve': 'serve', 'multipart': 'serve', 'python_multipart': 'serve', 'mlflow': 'track',
+    'wandb': 'track', 'sqlalchemy': 'track', 'alembic': 'track', 'flax': 'train', 'optax': 'train', 'orbax': 'train',
+    'sklearn': 'train', 'matplotlib': 'train', 'jinja2': 'train', 'dvc': 'train', 'cryptography': 'sign'}
 
 def main(
-    args:list[str]|None=None, # By default the command line; then the process is started once more if its environment asks for it
+    args:list[str]|None=None, # Default: the command line, see `launch_environment`
 ):
     "The program `sads`; exits with 0, 1 (an error, one line on stderr) or 2 (wrong usage)"
     if args is None and (env := launch_environment(sys.argv[1:], dict(os.environ))):

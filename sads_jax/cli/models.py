@@ -15,16 +15,8 @@ from typing import Annotated
 import typer
 
 from .console import console, epilog, table
-from sads_jax.cli.options import (
-    HERE,
-    SETTINGS,
-    BundleFolder,
-    ExpectVersion,
-    SettingsFile,
-    Workdir,
-    registry_of,
-    settings_of,
-)
+from sads_jax.cli.options import (HERE, SETTINGS, BundleFolder, ExpectVersion, SettingsFile, Workdir, registry_of,
+    settings_of)
 
 # %% ../../nbs/12_cli/13_models.ipynb #94325bda
 models = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='What is registered, and which one is champion.')
@@ -42,13 +34,8 @@ def models_list(settings:SettingsFile=SETTINGS, workdir:Workdir=HERE):
     t = table('version', 'aliases', 'bundle', 'data', 'metrics', title=f'{s.model_name} in {s.registry_uri}')
     entries = registry_of(s).list()
     for e in entries:
-        t.add_row(
-            str(e.version),
-            ', '.join(e.aliases),
-            e.bundle_version,
-            e.tags.get('data_fingerprint', '')[:12],
-            _headline(e.metrics),
-        )
+        t.add_row(str(e.version), ', '.join(e.aliases), e.bundle_version, e.tags.get('data_fingerprint', '')[:12],
+            _headline(e.metrics))
     console().print(
         t if entries else f'no versions of {s.model_name!r} in {s.registry_uri} yet: `sads run` registers one'
     )
@@ -83,6 +70,7 @@ def models_show(
         c.print(t)
     c.print(read_card(bundle or folder))
 
+# %% ../../nbs/12_cli/13_models.ipynb #45100632
 @models.command('verify', epilog=epilog('sads models verify champion', 'sads models verify --bundle bundle'))
 def models_verify(
     ref: _Ref = 'champion',
@@ -91,7 +79,8 @@ def models_verify(
     settings: SettingsFile = SETTINGS,
     workdir: Workdir = HERE,
 ):
-    "Hash every file of a bundle against its manifest. And check its version and signature, where --expect or require_signature of settings.ini ask for them."
+    """Hash every file of a bundle against its manifest. And check its version and signature, where --expect or
+    require_signature of settings.ini ask for them."""
     from sads_jax.registry.bundle import read_bundle
     from sads_jax.registry.signing import admit_bundle
     s = settings_of(settings, workdir)
@@ -108,7 +97,8 @@ def models_verify(
         '',
         'A pair of keys:  openssl genpkey -algorithm ed25519 -out plant.pem',
         '                 openssl pkey -in plant.pem -pubout -out plant.pub',
-        'Stations that take no other bundles: require_signature = plant.pub in settings.ini. A key with a password: SADS_KEY_PASSWORD',
+        'Stations that take no other bundles: require_signature = plant.pub in settings.ini. A key with a password: '
+        'SADS_KEY_PASSWORD',
     ),
 )
 def models_sign(
@@ -124,9 +114,11 @@ def models_sign(
     folder = bundle or registry_of(settings_of(settings, workdir)).get(ref)
     password = os.environ.get('SADS_KEY_PASSWORD')
     typer.echo(
-        f'{folder}: version {bundle_version(folder)} signed with key {sign_bundle(folder, key, password.encode() if password else None)}'
+        f'{folder}: version {bundle_version(folder)} signed with key '
+        f'{sign_bundle(folder, key, password.encode() if password else None)}'
     )
 
+# %% ../../nbs/12_cli/13_models.ipynb #21d3ad4f
 @models.command('promote', epilog=epilog('sads models promote 3', 'sads models promote 3f9a --alias candidate'))
 def models_promote(
     ref: _Ref,
@@ -134,7 +126,8 @@ def models_promote(
     settings: SettingsFile = SETTINGS,
     workdir: Workdir = HERE,
 ):
-    "Make a version champion. `serve` and `predict` use it from then on; --alias points another name. First it must judge its golden photographs as it did when it was made."
+    """Make a version champion. `serve` and `predict` use it from then on; --alias points another name. First it must
+    judge its golden photographs as it did when it was made."""
     from sads_jax.registry.golden import prove_bundle
     from sads_jax.registry.signing import admit_bundle
     s = settings_of(settings, workdir)

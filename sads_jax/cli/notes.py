@@ -39,37 +39,26 @@ def param_rows(
         if many and options:
             note = notes.get(name) or (options[0].__doc__ or '').strip()
             rows.append(
-                (
-                    path,
-                    'list',
-                    json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)),
-                    note,
-                )
+                (path, 'list', json.dumps(value, default=lambda v: v.model_dump(mode='json', exclude_defaults=True)),
+                    note)
             )
             path += '[]'
         if many and len(options) == 1: rows += param_rows(options[0], None, f'{path}.')
         elif options:
             for t in options:
                 rows.append(
-                    (
-                        path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''),
-                        '',
-                        'default' if type(value) is t and len(options) > 1 else '',
-                        (t.__doc__ or '').strip(),
-                    )
+                    (path + (f' (kind: {t.model_fields["kind"].default})' if 'kind' in t.model_fields else ''), '',
+                        'default' if type(value) is t and len(options) > 1 else '', (t.__doc__ or '').strip())
                 )
                 rows += param_rows(t, value if type(value) is t else None, f'{path}.')
         elif name != 'kind':
             rows.append(
-                (
-                    path,
-                    _type_name(f.annotation, f.metadata),
-                    'required' if f.is_required() else json.dumps(value, default=str),
-                    notes.get(name, ''),
-                )
+                (path, _type_name(f.annotation, f.metadata),
+                    'required' if f.is_required() else json.dumps(value, default=str), notes.get(name, ''))
             )
     return rows
 
+# %% ../../nbs/12_cli/08_notes.ipynb #5a6626b0
 def _sections(t):
     "The sections that an annotation allows, in a list, a choice, or both"
     import typing

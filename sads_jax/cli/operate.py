@@ -8,145 +8,117 @@ Docs: https://sads-jax.github.io/sads_jax/12_cli/operate.html.md"""
 __all__ = ['OPERATE_EXAMPLES', 'operate']
 
 # %% ../../nbs/12_cli/30_operate.ipynb #39362a64
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from .console import BundleOption, BundlePosition, console, epilog, one_bundle, say, table
+from ..core.errors import BundleError, DataError, ParamsError
+from ..core.files import whole_files
 
 # %% ../../nbs/12_cli/30_operate.ipynb #a3dfe804
 _MENU = .01, .02, .05, .1, .2
-OPERATE_EXAMPLES = epilog(
-    'sads operate                                                what each promise would cost',
-    'sads operate --max-escape 0.05',
-    'sads operate --max-escape critical=0.02 --max-escape minor=0.2 --write strict',
-    'sads operate --cost-escape 200 --cost-overkill 3 --defective 0.01',
-)
+OPERATE_EXAMPLES = epilog('sads operate                                                what each promise would cost',
+    'sads operate --max-escape 0.05', 'sads operate --max-escape critical=0.02 --max-escape minor=0.2 --write strict',
+    'sads operate --cost-escape 200 --cost-overkill 3 --defective 0.01')
 
 def _wishes(max_escape):
     "--max-escape as severity -> rate"
-    from sads_jax.core.errors import ParamsError
     out = {}
     for wish in max_escape:
         severity, eq, value = wish.rpartition('=')
         try: out[severity if eq else 'critical'] = float(value)
         except ValueError as e:
-            raise ParamsError(
-                f'{wish!r} is no rate',
-                where='--max-escape',
-                remedy='Write --max-escape 0.05, or --max-escape critical=0.02',
-            ) from e
+            raise ParamsError(f'{wish!r} is no rate', where='--max-escape',
+                remedy='Write --max-escape 0.05, or --max-escape critical=0.02') from e
     return out
 
 def _cost(r):
     return f"{r['count']} of {r['of']}" + (f" = {r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]" if r['of'] else '')
 
 def _promises(screen, rows):
-    t = table(
-        'severity', 'at most', 'defective parts', 'may fall below', 'threshold', 'overkill of parts, 95 % interval'
-    )
+    t = table('severity', 'at most', 'defective parts', 'may fall below', 'threshold',
+        'overkill of parts, 95 % interval')
     for severity, alpha, row in rows:
         if isinstance(row, Exception):
             t.add_row(severity, f'{alpha:.1%}', '', '', 'refused', str(row).partition(': ')[2])
         else:
-            t.add_row(
-                severity,
-                f'{alpha:.1%}',
-                str(row['parts']),
-                str(row['allowed']),
-                f"{row['threshold']:.4f}",
-                _cost(row['overkill']),
-            )
+            t.add_row(severity, f'{alpha:.1%}', str(row['parts']), str(row['allowed']), f"{row['threshold']:.4f}",
+                _cost(row['overkill']))
     screen.print(t)
 
-def operate(
-    bundle: BundlePosition = None,
-    named: BundleOption = None,
-    max_escape: Annotated[
-        list[str] | None,
-        typer.Option(
-            '--max-escape',
-            metavar='[SEVERITY=]RATE',
-            help='Promise that at most this share of new defective parts (of this severity; default: critical) passes. May be given for each severity.',
-        ),
-    ] = None,
-    cost_escape: Annotated[float | None, typer.Option(min=0, help='Cost of an escape, instead of a promise.')] = None,
-    cost_overkill: Annotated[float, typer.Option(min=0, help='Cost of a good part stopped.')] = 1.0,
-    defective: Annotated[float, typer.Option(min=0, max=1, help='Share of defective parts on the line.')] = 0.02,
-    views: Annotated[
-        Literal['each', 'all'],
-        typer.Option(help='Whether each photograph of a defective part must stop it, or all are judged together.'),
-    ] = 'each',
-    write: Annotated[
-        Path | None, typer.Option(metavar='DIR', help='Write a copy of the bundle with the new threshold.')
-    ] = None,
-):
-    "The threshold that keeps a promise on escapes. With what it costs in overkill, how sure that is, and on how many parts it rests; refuses what the parts can't carry."
-    bundle = one_bundle(bundle, named)
-    from sads_jax.core.errors import DataError, ParamsError
-    from sads_jax.core.params import parse_params
+# %% ../../nbs/12_cli/30_operate.ipynb #1ec45fd0
+def _chooser(bundle, info):
+    "Scores, labels, parts and severities of the calibration split, and a function that chooses by a threshold spec"
+    from sads_jax.core.params import parse_params # pydantic, numpy and scipy
     from sads_jax.evaluation.operating import choose_threshold, read_calibration, worst_severity
-    from sads_jax.registry.bundle import read_bundle, verify_bundle
-    if max_escape and cost_escape is not None:
-        raise ParamsError('a promise and a cost are two wishes', where='--max-escape', remedy='Give one of them')
-    verify_bundle(bundle)
-    info, rows, screen = read_bundle(bundle), read_calibration(bundle/'calibration.csv'), console()
-    old = info.params.decision
+    rows, old = read_calibration(bundle/'calibration.csv'), info.params.decision
     severities = [worst_severity(r.classes, old.severity_of) for r in rows]
     columns = [r.score for r in rows], [r.defective for r in rows], [r.part for r in rows], severities
-    def choose(spec):
-        return choose_threshold(
-            parse_params({'decision': {'threshold': spec}}, 'sads operate').decision.threshold, *columns
-        )
+    spec_of = lambda wish: parse_params({'decision': {'threshold': wish}}, 'sads operate').decision.threshold
+    return columns, lambda wish: choose_threshold(spec_of(wish), *columns)
+
+def _menu(columns, choose, views):
+    "What each promise would cost, for the severities there are"
     def promise(severity, alpha):
-        try: return choose({'kind': 'guarantee', 'max_escape': {severity: alpha}, 'views': views})[1]['promises'][0]
+        wish = {'kind': 'guarantee', 'max_escape': {severity: alpha}, 'views': views}
+        try: return choose(wish)[1]['promises'][0]
         except DataError as e: return e
-    screen.print(
-        f"{bundle}  {info.version}  threshold {info.decision.threshold:.4f}\n{len(rows)} calibration photographs of {len(set(columns[2]))} parts"
-    )
-    if not max_escape and cost_escape is None:
-        if write is not None:
-            raise ParamsError(
-                'there is no choice to write', where='--write', remedy='Give --max-escape or --cost-escape'
-            )
-        there = [s for s in ('critical', 'major', 'minor') if any(d and v == s for d, v in zip(columns[1], severities))]
-        _promises(screen, [(s, a, promise(s, a)) for s in there or ['critical'] for a in _MENU])
-        return
-    wish = (
-        {'kind': 'guarantee', 'max_escape': _wishes(max_escape), 'views': views}
-        if max_escape
-        else {'kind': 'cost', 'escape': cost_escape, 'overkill': cost_overkill, 'defective': defective, 'views': views}
-    )
+    found = {v for d, v in zip(columns[1], columns[3]) if d}
+    there = [s for s in ('critical', 'major', 'minor') if s in found] or ['critical']
+    return [(s, a, promise(s, a)) for s in there for a in _MENU]
+
+# %% ../../nbs/12_cli/30_operate.ipynb #15bd74ed
+_MaxEscape = Annotated[list[str]|None, typer.Option('--max-escape', metavar='[SEVERITY=]RATE',
+    help='Promise that at most this share of new defective parts (of this severity; default: critical) passes. '
+        'May be given for each severity.')]
+_CostEscape = Annotated[float|None, typer.Option(min=0, help='Cost of an escape, instead of a promise.')]
+_CostOverkill = Annotated[float, typer.Option(min=0, help='Cost of a good part stopped.')]
+_Defective = Annotated[float, typer.Option(min=0, max=1, help='Share of defective parts on the line.')]
+_Views = Annotated[Literal['each', 'all'],
+    typer.Option(help='Whether each photograph of a defective part must stop it, or all are judged together.')]
+_Write = Annotated[Path|None, typer.Option(metavar='DIR', help='Write a copy of the bundle with the new threshold.')]
+
+def operate(bundle:BundlePosition=None, named:BundleOption=None, max_escape:_MaxEscape=None,
+        cost_escape:_CostEscape=None, cost_overkill:_CostOverkill=1., defective:_Defective=.02, views:_Views='each', write:_Write=None):
+    """The threshold that keeps a promise on escapes. With what it costs in overkill, how sure that is, and on how many
+    parts it rests; refuses what the parts can't carry."""
+    from sads_jax.registry.bundle import read_bundle, verify_bundle # pydantic and numpy, once it is clear what is asked
+    bundle = one_bundle(bundle, named)
+    if max_escape and cost_escape is not None:
+        raise ParamsError('a promise and a cost are two wishes', where='--max-escape', remedy='Give one of them')
+    if not max_escape and cost_escape is None and write is not None:
+        raise ParamsError('there is no choice to write', where='--write', remedy='Give --max-escape or --cost-escape')
+    verify_bundle(bundle)
+    info, screen = read_bundle(bundle), console()
+    columns, choose = _chooser(bundle, info)
+    screen.print(f'{bundle}  {info.version}  threshold {info.decision.threshold:.4f}\n{len(columns[0])} calibration '
+        f'photographs of {len(set(columns[2]))} parts')
+    if not max_escape and cost_escape is None: return _promises(screen, _menu(columns, choose, views))
+    if max_escape: wish = {'kind': 'guarantee', 'max_escape': _wishes(max_escape), 'views': views}
+    else:
+        wish = {'kind': 'cost', 'escape': cost_escape, 'overkill': cost_overkill, 'defective': defective,
+            'views': views}
     threshold, chosen = choose(wish)
     if 'promises' in chosen: _promises(screen, [(p['severity'], p['max_escape'], p) for p in chosen['promises']])
     screen.print(chosen['text'])
     if write is not None: say(f'written: {write}, bundle {_rewrite(bundle, info, write, threshold, chosen, wish)}')
 
+# %% ../../nbs/12_cli/30_operate.ipynb #238492b6
 def _rewrite(bundle, info, write, threshold, chosen, wish):
     "A copy with another threshold, whose golden photographs are judged anew; its version"
-    import shutil
-
-    from sads_jax.core.errors import BundleError
-    from sads_jax.core.files import whole_files
-    from sads_jax.core.params import parse_params
+    from sads_jax.core.params import parse_params # jax, where there are golden photographs
     from sads_jax.registry.bundle import load_pipeline, set_threshold, write_golden
     if write.exists(): raise BundleError('exists', where=write, remedy='Name another folder, or remove it first')
     golden = sorted((bundle/'golden'/'images').iterdir()) if (bundle/'golden').is_dir() else []
-    spec = parse_params(
-        {'decision': info.params.decision.model_dump(mode='json') | {'threshold': wish}}, write
-    ).decision
+    decision = info.params.decision.model_dump(mode='json') | {'threshold': wish}
+    spec = parse_params({'decision': decision}, write).decision
     kept = {k: info.decision.chosen[k] for k in ('anomaly', 'gate') if k in info.decision.chosen}
     with whole_files(write.parent) as parts:
         new = parts/write.name
         shutil.copytree(bundle, new)
-        version = set_threshold(
-            new,
-            threshold,
-            chosen | kept,
-            info.decision.anomaly_limit,
-            info.decision.probabilities,
-            spec,
-            info.decision.gate,
-        )
+        version = set_threshold(new, threshold, chosen | kept, info.decision.anomaly_limit, info.decision.probabilities,
+            spec, info.decision.gate)
         return write_golden(new, load_pipeline(new), golden) if golden else version

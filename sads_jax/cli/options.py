@@ -22,62 +22,43 @@ if TYPE_CHECKING:
 # %% ../../nbs/12_cli/09_options.ipynb #c518f7e7
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        '--set',
-        '-S',
-        metavar='KEY=VALUE',
-        help='Set one parameter, e.g. -S detector.trainer.steps=200. Repeatable; `sads params` lists all.',
-    ),
+    typer.Option('--set', '-S', metavar='KEY=VALUE',
+        help='Set one parameter, e.g. -S detector.trainer.steps=200. Repeatable; `sads params` lists all.'),
 ]
 ParamsFile = Annotated[Path, typer.Option('--params', metavar='FILE', help='What changes results.')]
 SettingsFile = Annotated[
     Path,
-    typer.Option(
-        '--settings',
-        metavar='FILE',
-        envvar='SADS_SETTINGS_FILE',
-        show_envvar=False,
-        help='Where things run; defaults if the file is absent.',
-    ),
+    typer.Option('--settings', metavar='FILE', envvar='SADS_SETTINGS_FILE', show_envvar=False,
+        help='Where things run; defaults if the file is absent.'),
 ]
 Workdir = Annotated[
     Path,
-    typer.Option(
-        '--workdir',
-        metavar='DIR',
-        help='Everything is written below it; other than ".", it also gets the resolved params.yaml.',
-    ),
+    typer.Option('--workdir', metavar='DIR',
+        help='Everything is written below it; other than ".", it also gets the resolved params.yaml.'),
 ]
 BundleFolder = Annotated[
     Path | None, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle, e.g. bundle.')
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option(
-        '--model',
-        metavar='NAME@ALIAS',
-        help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.',
-    ),
+    typer.Option('--model', metavar='NAME@ALIAS',
+        help='A registered model, e.g. sads@champion, sads@3. Without --bundle and --model: the champion.'),
 ]
 ArtefactForm = Annotated[
     str | None,
-    typer.Option(
-        '--artefact',
-        metavar='FORM',
-        help='Form of the model: float32, bf16, int8 or onnx, as far as the bundle holds it; default in settings.ini.',
-    ),
+    typer.Option('--artefact', metavar='FORM',
+        help='Form of the model: float32, bf16, int8 or onnx, as far as the bundle holds it; default in settings.ini.'),
 ]
 ExpectVersion = Annotated[
     str | None,
-    typer.Option(
-        '--expect',
-        metavar='VERSION',
-        help='Refuse any bundle but this version (its 16 digits, or at least 8); default in settings.ini.',
-    ),
+    typer.Option('--expect', metavar='VERSION',
+        help='Refuse any bundle but this version (its 16 digits, or at least 8); default in settings.ini.'),
 ]
 TaskName = Annotated[
     str | None, typer.Option('--task', metavar='TASK', help='detector, classifier or segmenter; all three if left out.')
 ]
+
+# %% ../../nbs/12_cli/09_options.ipynb #a4c29296
 PARAMS, SETTINGS, HERE = Path('params.yaml'), Path('settings.ini'), Path('.')
 
 def settings_of(

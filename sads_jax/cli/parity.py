@@ -8,19 +8,24 @@ Docs: https://sads-jax.github.io/sads_jax/12_cli/parity.html.md"""
 __all__ = ['PARITY_EXAMPLES', 'parity']
 
 # %% ../../nbs/12_cli/50_parity.ipynb #aca991e2
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .console import BundleOption, BundlePosition, console, epilog, one_bundle, say, table
+from .options import SETTINGS, SettingsFile, settings_of
+from .predict import SUFFIXES
+from ..core.errors import DataError
 
 # %% ../../nbs/12_cli/50_parity.ipynb #f326a979
 PARITY_EXAMPLES = epilog(
     'sads parity bundle',
     'sads parity bundle --models models --images day7/',
     '',
-    'With --models the reference is the networks in Python; with --images alone the float32 form; else what the golden set expects.',
+    'With --models the reference is the networks in Python; with --images alone the float32 form; else what the golden '
+    'set expects.',
 )
 
 def _size(bundle, artefact):
@@ -29,93 +34,77 @@ def _size(bundle, artefact):
     programs = bundle.glob('*.onnx') if artefact == 'onnx' else (bundle/'programs').iterdir()
     return ((bundle/weights).stat().st_size + sum(p.stat().st_size for p in programs))/1e6
 
-def parity(
-    bundle: BundlePosition = None,
-    named: BundleOption = None,
-    models: Annotated[Path | None, typer.Option(metavar='DIR', help='Folder of the trained networks.')] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')
-    ] = None,
-    settings: Annotated[
-        Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')
-    ] = Path('settings.ini'),
-):
-    "Whether all forms of a model decide alike. Drift stage by stage, verdicts, size, load time, images/s; exit status 1 if one is not the model that was trained."
-    import time
-
-    bundle = one_bundle(bundle, named)
-    from sads_jax.core.errors import DataError
-    from sads_jax.core.settings import load_settings
-    from sads_jax.data.images import read_image
-    from sads_jax.inference.parity import ARTEFACTS, MEASURES, compare_forms
-    from sads_jax.registry.bundle import golden_looks, load_pipeline, read_bundle
-    s, info = load_settings(settings), read_bundle(bundle)
-    folder = images or bundle/'golden'/'images'
-    paths = (
-        sorted(
-            p
-            for p in folder.rglob('*')
-            if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-        )
-        if folder.is_dir()
-        else []
-    )
-    if not paths: raise DataError('no photographs', where=folder, remedy='Name a folder with --images')
-    kinds = (ARTEFACTS[0], *info.params.export.artefacts)
-    if images and not models and len(kinds) == 1:
-        raise DataError(
-            'holds only the float32 form: nothing to compare',
-            where=bundle,
-            remedy='Name the folder of the trained networks with --models',
-        )
-    opened = lambda kind: load_pipeline(bundle, settings=s, cache_dir=s.cache_dir/'programs', artefact=kind)
-    opened(kinds[0]).process_request(paths[0])  # the compiled program is kept, so that all forms find it
+# %% ../../nbs/12_cli/50_parity.ipynb #0da2d2c3
+def _opened(bundle, kinds, photo, settings):
+    "Each form ready to judge, and the seconds to its first verdict"
+    from sads_jax.registry.bundle import load_pipeline
+    cache = settings.cache_dir/'programs'
+    opened = lambda kind: load_pipeline(bundle, settings=settings, cache_dir=cache, artefact=kind)
+    opened(kinds[0]).process_request(photo)  # the compiled program is kept, so that all forms find it
     forms, took = {}, {}
     for k in kinds:
         start = time.perf_counter()
         forms[k] = opened(k)
-        forms[k].process_request(paths[0])
+        forms[k].process_request(photo)
         took[k] = time.perf_counter() - start
-    if models is not None:
-        from sads_jax.orchestrators.stages import python_pipeline
-        reference, called = python_pipeline(bundle, models, s), 'the networks in Python'
-    elif images is None:
-        reference, called = {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
-    else:
-        reference, called = forms[kinds[0]], 'the float32 form'
-    found = {
-        p.artefact: p
-        for p in compare_forms(
-            reference,
-            {k: v for k, v in forms.items() if v is not reference},
-            ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths),
-        )
-    }
-    speed = {}
-    for k, pipeline in forms.items():
-        pipeline.run_inference(paths[:8])
-        start = time.perf_counter()
-        pipeline.run_inference(paths)
-        speed[k] = len(paths)/(time.perf_counter() - start)
-    t = table('', *kinds)
-    t.add_row('size [MB]', *(f'{_size(bundle, k):.1f}' for k in kinds))
-    t.add_row('load and first verdict [s]', *(f'{took[k]:.2f}' for k in kinds))
-    t.add_row('images/s', *(f'{speed[k]:.1f}' for k in kinds))
-    t.add_row(
-        'verdicts equal',
-        *(f'{found[k].verdicts} of {found[k].images}' if k in found else 'the reference' for k in kinds),
-    )
+    return forms, took
+
+def _reference(bundle, models, images, first, settings):
+    "What the forms are compared with, and what it is called"
+    from sads_jax.orchestrators.stages import python_pipeline
+    from sads_jax.registry.bundle import golden_looks
+    if models is not None: return python_pipeline(bundle, models, settings), 'the networks in Python'
+    if images is not None: return first, 'the float32 form'
+    return {p.name: v for p, v in golden_looks(bundle).items()}, 'what the golden set expects'
+
+def _speed(pipeline, paths):
+    "Photographs a second, once warm"
+    pipeline.run_inference(paths[:8])
+    start = time.perf_counter()
+    pipeline.run_inference(paths)
+    return len(paths)/(time.perf_counter() - start)
+
+def _comparison(bundle, found, took, speed):
+    "A column for each form"
+    from sads_jax.inference.parity import MEASURES
+    t = table('', *took)
+    t.add_row('size [MB]', *(f'{_size(bundle, k):.1f}' for k in took))
+    t.add_row('load and first verdict [s]', *(f'{took[k]:.2f}' for k in took))
+    t.add_row('images/s', *(f'{speed[k]:.1f}' for k in took))
+    verdicts = lambda p: f'{p.verdicts} of {p.images}'
+    t.add_row('verdicts equal', *(verdicts(found[k]) if k in found else 'the reference' for k in took))
+    drift = lambda p, m: f'{p.worst[m]:.2g} (<= {p.limits[m]:g})'
     for m, (stage, _) in MEASURES.items():
-        t.add_row(
-            f'{stage}: {m}',
-            *(f'{found[k].worst[m]:.2g} (<= {found[k].limits[m]:g})' if k in found else '' for k in kinds),
-        )
-    console().print(t)
+        t.add_row(f'{stage}: {m}', *(drift(found[k], m) if k in found else '' for k in took))
+    return t
+
+# %% ../../nbs/12_cli/50_parity.ipynb #3f07695b
+_Models = Annotated[Path|None, typer.Option(metavar='DIR', help='Folder of the trained networks.')]
+_Images = Annotated[Path|None, typer.Option(metavar='DIR', help='Photographs to judge; else the golden ones.')]
+
+def parity(bundle:BundlePosition=None, named:BundleOption=None, models:_Models=None, images:_Images=None,
+        settings:SettingsFile=SETTINGS):
+    """Whether all forms of a model decide alike. Drift stage by stage, verdicts, size, load time, images/s; exit status
+    1 if one is not the model that was trained."""
+    from sads_jax.data.images import read_image # numpy, Pillow; and jax below
+    from sads_jax.inference.parity import ARTEFACTS, compare_forms
+    from sads_jax.registry.bundle import read_bundle
+    bundle, s = one_bundle(bundle, named), settings_of(settings)
+    folder, kinds = images or bundle/'golden'/'images', (ARTEFACTS[0], *read_bundle(bundle).params.export.artefacts)
+    paths = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    if not paths: raise DataError('no photographs', where=folder, remedy='Name a folder with --images')
+    if images and not models and len(kinds) == 1:
+        raise DataError('holds only the float32 form: nothing to compare', where=bundle,
+            remedy='Name the folder of the trained networks with --models')
+    forms, took = _opened(bundle, kinds, paths[0], s)
+    reference, called = _reference(bundle, models, images, forms[kinds[0]], s)
+    photos = ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths)
+    found = compare_forms(reference, {k: v for k, v in forms.items() if v is not reference}, photos)
+    speed = {k: _speed(v, paths) for k, v in forms.items()}
+    console().print(_comparison(bundle, {p.artefact: p for p in found}, took, speed))
     typer.echo(f'{len(paths)} photographs; the reference is {called}; drift: the largest met, and its limit')
-    for p in found.values():
+    for p in found:
         for name, stage, what in p.faults[:5]: say(f'{p.artefact}: {name}: {stage}: {what}')
-        if p.faults:
-            say(
-                f'{p.artefact}: {len(p.faults)} of {p.images} photographs differ, {len(p.flips)} in the verdict: blocked'
-            )
-    if any(p.faults for p in found.values()): raise typer.Exit(1)
+        differ = f'{len(p.faults)} of {p.images} photographs differ, {len(p.flips)} in the verdict'
+        if p.faults: say(f'{p.artefact}: {differ}: blocked')
+    if any(p.faults for p in found): raise typer.Exit(1)

@@ -30,11 +30,8 @@ def own_file(
     if not path.is_file() or not path.stat().st_size: return
     with open(path, 'rb') as f: start = f.read(300)
     if not re.match(begins.encode(), start, re.DOTALL):
-        raise SADSError(
-            'is a file that this command did not write, so it is left as it is',
-            where=path,
-            remedy='Move it away, or name another',
-        )
+        raise SADSError('is a file that this command did not write, so it is left as it is', where=path,
+            remedy='Move it away, or name another')
 
 # %% ../../nbs/12_cli/07_places.ipynb #d9ec5f4f
 def open_lines(
@@ -52,7 +49,8 @@ def keep_params(
     params:'Params', # Of this run
     workdir:Path,
 ) -> None:
-    "Write params.yaml into a working folder; `ParamsError` if there is one that we did not write and that says something else"
+    """Write params.yaml into a working folder; `ParamsError` if there is one that we did not write and that says
+    something else"""
     from sads_jax.core.params import dump_params
     path, noted, text = workdir/'params.yaml', workdir/'.sads'/'params.sha256', dump_params(params)
     ours, this = noted.read_text().split() if noted.is_file() else [], _name(text.encode())

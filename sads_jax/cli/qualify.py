@@ -26,11 +26,8 @@ qualify = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Whether
 _BundleDir = Annotated[Path, typer.Option('--bundle', metavar='DIR', help='Folder of a model bundle.')]
 _Shots = Annotated[
     Path | None,
-    typer.Option(
-        '--shots',
-        metavar='CSV',
-        help='Fresh photographs of golden parts instead of the stored ones: columns file, verdict.',
-    ),
+    typer.Option('--shots', metavar='CSV',
+        help='Fresh photographs of golden parts instead of the stored ones: columns file, verdict.'),
 ]
 _Reports = Annotated[
     Path,
@@ -47,10 +44,8 @@ _Part = Annotated[
 _Drift = Annotated[float, typer.Option(min=0, help='Largest change of an image score.')]
 _Unanimous = Annotated[float, typer.Option(min=0, max=1, help='Least share of parts judged alike in all photographs.')]
 _Kappa = Annotated[float, typer.Option(min=-1, max=1, help='Least kappa.')]
-_OutFile = Annotated[
-    Path | None,
-    typer.Option('--out', metavar='FILE', help='Page to print and sign: .html, or .pdf where there is a Chromium.'),
-]
+_OutFile = Annotated[Path | None,
+    typer.Option('--out', metavar='FILE', help='Page to print and sign: .html, or .pdf where there is a Chromium.')]
 _SettingsFile = Annotated[
     Path, typer.Option('--settings', metavar='FILE', help='Where things run; defaults if the file is absent.')
 ]
@@ -72,6 +67,7 @@ def _agreement(csv, report, part, kappa):
     ratings = read_ratings(csv)
     return agreement_check(ratings | ({'model': model_ratings(read_shots(report, part))} if report else {}), kappa)
 
+# %% ../../nbs/12_cli/35_qualify.ipynb #cce0d038
 def finish(
     checks:list['Check'],
     out:Path|None, # Page to write
@@ -94,10 +90,8 @@ def finish(
 
 @qualify.command(
     'golden',
-    epilog=epilog(
-        'sads qualify golden --bundle bundle',
-        'sads qualify golden --bundle bundle --shots today/golden.csv --out shift.pdf',
-    ),
+    epilog=epilog('sads qualify golden --bundle bundle',
+        'sads qualify golden --bundle bundle --shots today/golden.csv --out shift.pdf'),
 )
 def qualify_golden(
     bundle: _BundleDir = Path('bundle'),
@@ -111,10 +105,8 @@ def qualify_golden(
 
 @qualify.command(
     'repeatability',
-    epilog=epilog(
-        'sads qualify repeatability --report reports',
-        "sads qualify repeatability --report shots.jsonl --part '(part-\\d+)_'",
-    ),
+    epilog=epilog('sads qualify repeatability --report reports',
+        "sads qualify repeatability --report shots.jsonl --part '(part-\\d+)_'"),
 )
 def qualify_repeatability(
     report: _Reports = Path('reports'), part: _Part = None, unanimous: _Unanimous = 0.9, out: _OutFile = None
@@ -123,13 +115,15 @@ def qualify_repeatability(
     from sads_jax.evaluation.qualification import read_shots, repeatability_check
     finish([repeatability_check(read_shots(report, part), unanimous)], out, {'report': str(report)})
 
+# %% ../../nbs/12_cli/35_qualify.ipynb #e8d560f5
 @qualify.command(
     'agreement',
     epilog=epilog(
         'sads qualify agreement ratings.csv',
         'sads qualify agreement ratings.csv --report reports --out agreement.html',
         '',
-        'The CSV has the columns part, rater, verdict; the rater `truth` is what a part really is, and lines that repeat part and rater are further looks.',
+        'The CSV has the columns part, rater, verdict; the rater `truth` is what a part really is, and lines that '
+        'repeat part and rater are further looks.',
     ),
 )
 def qualify_agreement(
@@ -142,10 +136,8 @@ def qualify_agreement(
     "Model and people against each other and the truth. Cohen's and Fleiss' kappa, and each with their own second look."
     finish([_agreement(ratings, report, part, kappa)], out, {'ratings': str(ratings)})
 
-@qualify.command(
-    'station',
-    epilog=epilog('sads qualify station --bundle bundle --report reports --ratings ratings.csv --out line-3.pdf'),
-)
+@qualify.command('station',
+    epilog=epilog('sads qualify station --bundle bundle --report reports --ratings ratings.csv --out line-3.pdf'))
 def qualify_station(
     bundle: _BundleDir = Path('bundle'),
     report: _Reports = Path('reports'),

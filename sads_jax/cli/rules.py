@@ -43,10 +43,11 @@ def _classes(decision, labels, bundle):
     ),
 )
 def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, bundle: _Bundle = None):
-    "What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes that no rule looks at; exit status 1 on errors."
+    """What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes
+    that no rule looks at; exit status 1 on errors."""
     from sads_jax.core.params import _line
     from sads_jax.core.yaml_text import compose_yaml
-    from sads_jax.domains.surface.rules import lint_rules
+    from sads_jax.domains.surface.lint import lint_rules
     decision = _decision(path)
     classes, whence = _classes(decision, labels, bundle)
     found = lint_rules(decision, classes)
@@ -58,17 +59,21 @@ def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, b
     errors = sum(f.level == 'error' for f in found)
     many = lambda n, what: f"{n} {what}{'s'*(n != 1)}"
     typer.echo(
-        f"{path}: {many(len(decision.rules), 'rule')}, {many(len(decision.zones), 'zone')}, classes {', '.join(classes) or 'none'} ({whence}): {many(errors, 'error')}, {many(len(found) - errors, 'warning')}"
+        f"{path}: {many(len(decision.rules), 'rule')}, {many(len(decision.zones), 'zone')}, classes "
+        f"{', '.join(classes) or 'none'} ({whence}): {many(errors, 'error')}, {many(len(found) - errors, 'warning')}"
     )
     if errors: raise typer.Exit(1)
 
+# %% ../../nbs/12_cli/40_rules.ipynb #b42dc3af
 @rules.command(
     'test',
     epilog=epilog(
         'sads rules test params.yaml cases.csv',
         '',
-        'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, area_mm2,',
-        'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count and rule (that decides). Lines with one case are one part.',
+        'The CSV has the columns case and expect (PASS, REVIEW, FAIL), and those that matter of label, area_px, '
+        'area_mm2,',
+        'length_px, length_mm, score, contrast, zones (a|b), box (x1 y1 x2 y2), count and rule (that decides). Lines '
+        'with one case are one part.',
     ),
 )
 def rules_test(
@@ -78,28 +83,24 @@ def rules_test(
     bundle: _Bundle = None,
 ):
     "A table of cases against a rule file. Exit status 1 if one comes out otherwise."
-    from sads_jax.domains.surface.rules import check_decision, read_cases, run_case
+    from sads_jax.domains.surface.cases import read_cases, run_case
+    from sads_jax.domains.surface.lint import check_decision
     decision = _decision(path)
     classes = _classes(decision, labels, bundle)[0]
     parts = read_cases(cases, decision, classes if labels or bundle else ())
-    check_decision(
-        decision,
-        sorted({*classes, *(d.label for c in parts for d in c.defects)}) if not (labels or bundle) else classes,
-    )
+    check_decision(decision,
+        sorted({*classes, *(d.label for c in parts for d in c.defects)}) if not (labels or bundle) else classes)
     t, failed = table('case', 'expected', 'came out', 'why'), 0
     for c in parts:
         right, verdict, reasons = run_case(c, decision)
         failed += not right
-        t.add_row(
-            ('' if right else 'WRONG  ') + c.name,
-            c.expect.value + (f' by {c.rule}' if c.rule else ''),
-            verdict.value,
-            '; '.join(r.text for r in reasons),
-        )
+        t.add_row(('' if right else 'WRONG  ') + c.name, c.expect.value + (f' by {c.rule}' if c.rule else ''),
+            verdict.value, '; '.join(r.text for r in reasons))
     console().print(t)
     typer.echo(f'{len(parts) - failed} of {len(parts)} cases as expected')
     if failed: raise typer.Exit(1)
 
+# %% ../../nbs/12_cli/40_rules.ipynb #513f99e9
 def _stored(path):
     "Reports that evaluation or `sads predict` wrote: (name, InspectionReport, defective or None)"
     import json
@@ -119,19 +120,15 @@ def _stored(path):
             if 'report' not in row: continue  # a photograph that could not be judged
             report = InspectionReport.model_validate(row['report'])
         except (ValueError, ValidationError) as e:
-            raise SADSError(
-                f'not a stored report: {str(e).splitlines()[0]}',
-                where=f'{file}, line {i}',
-                remedy='Name a file of sads predict --out, or a folder of sads evaluate',
-            ) from e
+            raise SADSError(f'not a stored report: {str(e).splitlines()[0]}', where=f'{file}, line {i}',
+                remedy='Name a file of sads predict --out, or a folder of sads evaluate') from e
         yield row.get('file_name') or row.get('file') or f'line {i}', report, row.get('defective')
 
+# %% ../../nbs/12_cli/40_rules.ipynb #06220734
 @rules.command(
     'replay',
-    epilog=epilog(
-        'sads rules replay reports --old params.yaml --new strict.yaml',
-        'sads rules replay verdicts.jsonl --old a.yaml --new b.yaml',
-    ),
+    epilog=epilog('sads rules replay reports --old params.yaml --new strict.yaml',
+        'sads rules replay verdicts.jsonl --old a.yaml --new b.yaml'),
 )
 def rules_replay(
     reports: Annotated[
@@ -146,7 +143,8 @@ def rules_replay(
     "Which parts change verdict under new rules, and why. Judges stored reports again; no model is run."
     from collections import Counter
 
-    from sads_jax.domains.surface.rules import check_decision, rejudge
+    from sads_jax.domains.surface.lint import check_decision
+    from sads_jax.domains.surface.rules import rejudge
     a, b = _decision(old), _decision(new)
     stored = list(_stored(reports))
     seen = {d.label for _, r, _ in stored for d in r.defects}
@@ -183,7 +181,8 @@ def rules_replay(
         if getattr(a, k) != getattr(b, k)
     ]:
         say(
-            f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell (sads evaluate)"
+            f"not replayed: {', '.join(before)} differ, but they act before the rules, so only a model could tell "
+            "(sads evaluate)"
         )
 
 # %% ../../nbs/12_cli/40_rules.ipynb #78191858
@@ -197,12 +196,14 @@ def scale(
     columns: Annotated[int, typer.Option(help='Inner corners along a row.')] = 9,
     rows: Annotated[int, typer.Option(help='Inner corners along a column.')] = 6,
 ):
-    "The size of a pixel from a photograph of a chessboard. Prints the lines for params.yaml; exit status 1 if the board is tilted or bent."
+    """The size of a pixel from a photograph of a chessboard. Prints the lines for params.yaml; exit status 1 if the
+    board is tilted or bent."""
     from sads_jax.data.images import read_image
     from sads_jax.domains.surface.scale import chessboard_scale
     found = chessboard_scale(read_image(photo), square, (columns, rows), str(photo))
     typer.echo(
-        f'decision:\n  mm_per_px: {found.mm_per_px:.6g}  # ± {found.uncertainty:.2g}; squares of {square:g} mm are {square / found.mm_per_px:.2f} px and differ by {found.spread:.2%}'
+        f'decision:\n  mm_per_px: {found.mm_per_px:.6g}  # ± {found.uncertainty:.2g}; squares of {square:g} mm are '
+        f'{square / found.mm_per_px:.2f} px and differ by {found.spread:.2%}'
     )
     for w in found.warnings: say(f'{photo}: {w}')
     if found.warnings: raise typer.Exit(1)

@@ -15,17 +15,8 @@ from typing import Annotated
 import typer
 
 from .console import console, epilog, say, table
-from sads_jax.cli.options import (
-    HERE,
-    PARAMS,
-    SETTINGS,
-    BundleFolder,
-    ModelName,
-    ParamsFile,
-    SetOption,
-    SettingsFile,
-    TaskName,
-)
+from sads_jax.cli.options import (HERE, PARAMS, SETTINGS, BundleFolder, ModelName, ParamsFile, SetOption, SettingsFile,
+    TaskName)
 from .options import Workdir, find_bundle, settings_of
 from .places import keep_params
 from ..core.errors import ParamsError
@@ -62,7 +53,8 @@ def ingest(
 
 @stages_app.command(epilog=epilog('sads split', 'sads split -S split.seed_offset=1'))
 def split(set_:SetOption=None, params:ParamsFile=PARAMS, settings:SettingsFile=SETTINGS, workdir:Workdir=HERE):
-    "Deal parts to the splits, and audit. Part-grouped into train, val, calibration and test; looks for leaks, twins and shortcuts."
+    """Deal parts to the splits, and audit. Part-grouped into train, val, calibration and test; looks for leaks, twins
+    and shortcuts."""
     _compose(params, set_, settings, workdir).split()
 
 @stages_app.command(epilog=epilog('sads train', 'sads train --task detector -S detector.trainer.steps=200'))
@@ -73,7 +65,8 @@ def train(
     settings: SettingsFile = SETTINGS,
     workdir: Workdir = HERE,
 ):
-    "Train the models. Writes models/; continues where a killed run stopped. Without --task it also learns what good parts look like."
+    """Train the models. Writes models/; continues where a killed run stopped. Without --task it also learns what good
+    parts look like."""
     tasks = _tasks(task)
     line = _compose(params, set_, settings, workdir)
     for t in tasks: line.train(t)
@@ -84,6 +77,7 @@ def _tasks(task):
         raise typer.BadParameter(f"{task!r} is not one of {', '.join(_TASKS)}", param_hint='--task')
     return _TASKS if task is None else (task,)
 
+# %% ../../nbs/12_cli/11_stages.ipynb #15f03bd9
 def _show_figures(figures, reports):
     t = table('', '')
     for k, v in figures: t.add_row(k, v)
@@ -97,8 +91,7 @@ def _show_figures(figures, reports):
     epilog=epilog(
         'sads evaluate                                  this folder: bundle/ on its test split, into reports/',
         'sads evaluate --bundle DIR --workdir check -S data.kind=magnetic_tile -S data.root=DIR',
-        'sads evaluate --model sads@champion -S data.kind=coco -S data.root=DIR      into judged/',
-    )
+        'sads evaluate --model sads@champion -S data.kind=coco -S data.root=DIR      into judged/')
 )
 def evaluate(
     bundle: BundleFolder = None,
@@ -108,7 +101,8 @@ def evaluate(
     settings: SettingsFile = SETTINGS,
     workdir: Workdir = HERE,
 ):
-    "Measure how good a model is. metrics.json, plots, report.html and explorer.html: escapes, overkill, AUROC, mAP, masks, with the counts."
+    """Measure how good a model is. metrics.json, plots, report.html and explorer.html: escapes, overkill, AUROC, mAP,
+    masks, with the counts."""
     from sads_jax.orchestrators.stages import evaluate_bundle, figures
     if bundle is None and model is None:
         line = _compose(params, set_, settings, workdir)
@@ -128,7 +122,8 @@ def evaluate(
         keep_params(p, workdir)
     if portable_params(p).data == read_bundle(folder).params.data:
         say(
-            'note: this is the data the model was made from, training photographs included, so the figures will be too good; '
+            'note: this is the data the model was made from, training photographs included, so the figures will be too '
+            'good; '
             'choose other data with -S data.kind=… -S data.root=…'
         )
     s, reports = settings_of(settings, workdir), at.reports if workdir != HERE else Path('judged')
@@ -137,10 +132,8 @@ def evaluate(
 
 # %% ../../nbs/12_cli/11_stages.ipynb #cfe893f0
 @stages_app.command(
-    epilog=epilog(
-        'sads run                                    all stages that are not up to date',
-        'sads run --workdir quick -S data.n_parts=40 -S detector.trainer.steps=50',
-    )
+    epilog=epilog('sads run                                    all stages that are not up to date',
+        'sads run --workdir quick -S data.n_parts=40 -S detector.trainer.steps=50')
 )
 def run(
     set_: SetOption = None,
@@ -164,7 +157,8 @@ def run(
     if until in (None, 'evaluate', 'register'): _show_figures(figures(at.reports), at.reports)
 
 def _prepare_run(params, set_, workdir):
-    "Make the working folder a DVC project with these parameters; `SADSError`, and nothing written, where that cannot be"
+    """Make the working folder a DVC project with these parameters; `SADSError`, and nothing written, where that cannot
+    be"""
     from sads_jax.orchestrators.base import Places
     from sads_jax.orchestrators.project import make_runnable, seen_from
     from sads_jax.orchestrators.training import claim_all
@@ -174,14 +168,12 @@ def _prepare_run(params, set_, workdir):
         p = seen_from(workdir, p)
         keep_params(p, workdir)
     elif set_ or params != PARAMS:
-        raise ParamsError(
-            'says what is run here',
-            where=PARAMS,
-            remedy='Change it there; or give this run a folder of its own: --workdir DIR',
-        )
+        raise ParamsError('says what is run here', where=PARAMS,
+            remedy='Change it there; or give this run a folder of its own: --workdir DIR')
     make_runnable(workdir, getattr(p.data, 'root', None))
     return p, at
 
+# %% ../../nbs/12_cli/11_stages.ipynb #69f92f7c
 @stages_app.command(epilog=epilog('sads stage calibrate', 'sads stage train --task detector'))
 def stage(
     name: Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STAGES))],

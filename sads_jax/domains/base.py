@@ -105,7 +105,8 @@ class Domain(Protocol):
         "12 hexadecimal digits that name everything between findings and verdict"
 
     def build(self, models:Path, params:Params, labels:Sequence[str]) -> Cascade:
-        "The networks of a folder of trained models; `BundleError` or `DataError` naming what is missing or of other classes"
+        """The networks of a folder of trained models; `BundleError` or `DataError` naming what is missing or of other
+        classes"""
 
     def load(self, bundle:BundleFacts, open_program:Callable[[Mapping[str, float]], BaseCVPredictor], *,
             station_id:str|None, max_megapixels:float, every_box:bool) -> Pipeline:
@@ -119,7 +120,8 @@ class Domain(Protocol):
         "What must stay the same when the same bundle judges the same photograph"
 
     def name_boxes(self, models:Path, params:Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]|None:
-        "(image uint8 [H, W, 3], boxes float32 [N, 4] px) -> probabilities [N, L], to tell naming mistakes from detection's"
+        """(image uint8 [H, W, 3], boxes float32 [N, 4] px) -> probabilities [N, L], to tell naming mistakes from
+        detection's"""
 
 # %% ../../nbs/06_domains/10_base.ipynb #6fa969b0
 DomainFactory = Factory('domain')

@@ -114,11 +114,8 @@ def settle(
     "Settings whose paths are fixed to a working folder; `SADSError` where an embedded registry cannot lie there"
     base, uri = Path(workdir).absolute(), settings.registry_uri
     if uri.startswith('sqlite:///') and (bad := sorted(set('?#%') & set(str(base)))):
-        raise SADSError(
-            f'{bad[0]!r} means something else in the address of the registry',
-            where=base,
-            remedy='Work in a folder without ? # % in its path, or set registry_uri in settings.ini to a server',
-        )
+        raise SADSError(f'{bad[0]!r} means something else in the address of the registry', where=base,
+            remedy='Work in a folder without ? # % in its path, or set registry_uri in settings.ini to a server')
     if uri.startswith('sqlite:///'): uri = f"sqlite:///{base/uri.removeprefix('sqlite:///')}"
     return settings.model_copy(
         update=dict(

@@ -72,17 +72,8 @@ decision: {}
 #   rules:
 #   - {name: large, label: '*', max_area_px: 400}
 """
-_DEFAULTS = {
-    'domain': {'kind': 'surface'},
-    'split': {},
-    'image': {},
-    'detector': {},
-    'classifier': {},
-    'segmenter': {},
-    'anomaly': {'kind': 'gaussian'},
-    'export': {},
-    'evaluate': {'golden': 8},
-}
+_DEFAULTS = {'domain': {'kind': 'surface'}, 'split': {}, 'image': {}, 'detector': {}, 'classifier': {}, 'segmenter': {},
+    'anomaly': {'kind': 'gaussian'}, 'export': {}, 'evaluate': {'golden': 8}}
 
 def params_text(
     choices:Sequence[Choice],
@@ -90,10 +81,8 @@ def params_text(
 ) -> str: # YAML
     "params.yaml: the choices, each below its reason"
     lines, section = (
-        [
-            '# What changes a result. All that is not said here is at its default, with its meaning: sads params',
-            'seed: 0',
-        ],
+        ['# What changes a result. All that is not said here is at its default, with its meaning: sads params',
+            'seed: 0'],
         None,
     )
     for c in choices:
@@ -105,13 +94,8 @@ def params_text(
     chosen = {c.key.partition('.')[0] for c in choices}
     rest = [f'{k}: {_inline(v)}' for k, v in _DEFAULTS.items() if k not in chosen]
     return '\n'.join(
-        [
-            *lines,
-            '',
-            '# at their defaults; DVC wants to see each section',
-            *rest,
-            _AGREEMENT % (classes[0] if classes else 'scratch'),
-        ]
+        [*lines, '', '# at their defaults; DVC wants to see each section', *rest,
+            _AGREEMENT % (classes[0] if classes else 'scratch')]
     )
 
 def settings_text(
@@ -122,6 +106,7 @@ def settings_text(
         ['# Where things run. Nothing here changes a verdict. Take off the # to change a default.', '[sads]', *rows, '']
     )
 
+# %% ../../nbs/11_orchestrators/30_project.ipynb #4b50ead0
 _IGNORED = '.sads/\n/code/\n/data/\n/models/\n/bundle/\n/reports/\n'
 
 def project_files(
@@ -136,7 +121,8 @@ def project_files(
         'dvc.yaml': graph_text(root),
         '.gitignore': _IGNORED,
         '.dvcignore': '__pycache__/\n*.pyc\n.sads/\n',
-        'README.md': f'Surface inspection of the photographs in `{root}`.\n\n`dvc repro` trains, evaluates and registers a '
+        'README.md': f'Surface inspection of the photographs in `{root}`.\n\n'
+            '`dvc repro` trains, evaluates and registers a '
         'model; `sads predict FOLDER` judges photographs with it; `sads serve` answers over HTTP.\n',
     }
 

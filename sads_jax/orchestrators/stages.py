@@ -34,13 +34,8 @@ from ..data.records import ImageRecord, InspectionData, read_coco
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
-from sads_jax.evaluation.operating import (
-    CalibrationRow,
-    choose_limit,
-    choose_threshold,
-    worst_severity,
-    write_calibration,
-)
+from sads_jax.evaluation.operating import (CalibrationRow, choose_limit, choose_threshold, worst_severity,
+    write_calibration)
 from ..evaluation.probability import fit_probability
 from ..evaluation.report import write_report
 from ..inference.parity import Parity, compare_forms
@@ -124,15 +119,8 @@ def training_key(
     begun = start and hashlib.sha256((start/'model.safetensors').read_bytes()).hexdigest()
     tree = params.model_dump(mode='json')
     return digest(
-        [
-            begun,
-            fingerprint,
-            {k: tree[k] for k in ('seed', 'image', task)},
-            package_hashes(_LEARNS),
-            jax.__version__,
-            jax.default_backend(),
-            settings.cpu_threads,
-        ]
+        [begun, fingerprint, {k: tree[k] for k in ('seed', 'image', task)}, package_hashes(_LEARNS), jax.__version__,
+            jax.default_backend(), settings.cpu_threads]
     )
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #5a88862c
@@ -216,20 +204,11 @@ def export_bundle(
         for b in progress.track(buckets, 'export programs', len(buckets))}
     graphs = {b: export_onnx(cascade.apply, cascade.weights, b, inputs=floors)
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
-    write_bundle(
-        folder,
-        weights=cascade.weights,
-        programs=programs,
-        graphs=graphs,
-        labels=data['categories'],
-        threshold=0.5,
-        anomaly_limit=1.0 if cascade.anomaly else None,
-        rules_version=rules_version,
-        params=params,
-        code=_code(),
-        data=data,
-    )
+    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=data['categories'],
+        threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None, rules_version=rules_version, params=params,
+        code=_code(), data=data)
 
+# %% ../../nbs/11_orchestrators/15_stages.ipynb #93d2bd4e
 def judge_all(
     pipeline:Pipeline,
     paths:Sequence[Path],
@@ -396,19 +375,9 @@ def evaluate(
     fingerprint = splits.read_fingerprint(at.split/'split.json')
     context = {'fingerprint': fingerprint, 'shortcuts': audit.get('shortcuts'), 'notes': notes,
         'split': f'test split of {params.data.kind}, seed {params.seed + params.split.seed_offset}'}
-    found = judge_bundle(
-        at.bundle,
-        data,
-        ids['test'],
-        at.reports,
-        params=params,
-        settings=settings,
-        train_ids=ids['train'],
-        what='evaluate',
-        classify_boxes=domain.name_boxes(at.models, params),
-        context=context,
-        progress=progress,
-    )
+    found = judge_bundle(at.bundle, data, ids['test'], at.reports, params=params, settings=settings,
+        train_ids=ids['train'], what='evaluate', classify_boxes=domain.name_boxes(at.models, params), context=context,
+        progress=progress)
     with track('evaluate', params.model_dump(mode='json'), fingerprint) as run:
         run.summary(found.metrics)
         if settings.track_photographs: run.artifact(at.reports/'report.html')
@@ -447,13 +416,9 @@ def evaluate_bundle(
     if unknown:
         notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, "
             'and no name can be right for them.')
-    context = {
-        'fingerprint': splits.fingerprint(data),
-        'shortcuts': splits.shortcut_audit(data, looks=splits.look(data)),
-        'notes': notes,
-        'split': f'all photographs of {spec.kind}',
-        'title': 'Inspection report on other data',
-    }
+    context = {'fingerprint': splits.fingerprint(data),
+        'shortcuts': splits.shortcut_audit(data, looks=splits.look(data)), 'notes': notes,
+        'split': f'all photographs of {spec.kind}', 'title': 'Inspection report on other data'}
     try:
         return judge_bundle(bundle, data, None, out, params=params, settings=settings, what='judge', context=context,
             progress=progress)
@@ -499,6 +464,7 @@ def parity(
     photos = ((p.name, read_image(p, max_megapixels=settings.max_megapixels)) for p in paths)
     return compare_forms(python_pipeline(at.bundle, at.models, settings, domain), forms, photos, told)
 
+# %% ../../nbs/11_orchestrators/15_stages.ipynb #e005bb78
 def register(
     alias:str|None='champion', # Moved to the new version
     *,
@@ -508,7 +474,8 @@ def register(
     registry:Callable[[], Any], # Gives the registry: opened when there is something to enter
     progress:Progress,
 ):
-    "Enter the bundle with its metrics; gives the RegistryEntry. `BundleError`, and nothing entered, where a form decides otherwise"
+    """Enter the bundle with its metrics; gives the RegistryEntry. `BundleError`, and nothing entered, where a form
+    decides otherwise"""
     verify_bundle(at.bundle)
     found = parity(settings=settings, at=at, domain=domain, progress=progress)
     _write_json(at.reports/'parity.json', {p.artefact: p.table() for p in found})

@@ -82,17 +82,16 @@ def _later(module, name):
     "A function whose module is imported when it is called: training brings flax and optax"
     return lambda *args, **more: getattr(import_module(module), name)(*args, **more)
 
-_train_task, _train_anomaly = (
-    _later('sads_jax.training.trainers', 'train_task'),
-    _later('sads_jax.training.anomaly', 'train_anomaly'),
-)
+_train_task, _train_anomaly = (_later('sads_jax.training.trainers', 'train_task'),
+    _later('sads_jax.training.anomaly', 'train_anomaly'))
 
+# %% ../../nbs/11_orchestrators/20_training.ipynb #bab3ee38
 def compose_training(
     params:Params, # What changes results
     settings:Settings|None=None, # Where things run; relative paths are meant from `workdir`
     workdir:str|Path='.',
     *,
-    progress:Progress|Callable|None=None, # Or a function of (what, done, total, row); default: as settings.progress says
+    progress:Progress|Callable|None=None, # Or a function of (what, done, total, row)
     registry:Any=None, # Default: the MLflowRegistry that settings name
     domain:Domain|None=None, # Default: as params.domain says
     train_task:Callable=_train_task,
@@ -109,23 +108,11 @@ def compose_training(
     def entered():
         return registry or MLflowRegistry(settings.registry_uri, settings.registry_artifacts, settings.model_name)
     def track(name, config, fingerprint):
-        return TrackerFactory(
-            {'kind': settings.tracking},
-            project=settings.wandb_project,
-            folder=at.scratch / 'wandb',
-            name=name,
-            config=config,
-            group=fingerprint[:16],
-        )
+        return TrackerFactory({'kind': settings.tracking}, project=settings.wandb_project, folder=at.scratch / 'wandb',
+            name=name, config=config, group=fingerprint[:16])
     work = {
-        'ingest': partial(
-            stages.ingest,
-            params.data,
-            at.dataset,
-            seed=params.seed,
-            max_megapixels=settings.max_megapixels,
-            progress=progress,
-        ),
+        'ingest': partial(stages.ingest, params.data, at.dataset, seed=params.seed,
+            max_megapixels=settings.max_megapixels, progress=progress),
         'split': partial(stages.split, params.split, at.dataset, at.split, seed=params.seed, progress=progress),
         'train': partial(stages.train, **given, train_task=train_task, track=track),
         'anomaly': partial(stages.anomaly, **some('params', 'at', 'progress'), train_anomaly=train_anomaly),
@@ -137,8 +124,6 @@ def compose_training(
         'anomaly': [at.models/'anomaly'], 'calibrate': [at.bundle], 'evaluate': [at.reports], 'register': [at.reports]}
     return CVTrainingOrchestrator(at, **{n: _told(n, progress, fills[n], work[n]) for n in NAMES})
 
-def claim_all(
-    at:Places,
-) -> None:
+def claim_all(at:Places,) -> None:
     "`SADSError` where anything of somebody else's is in the way of a whole run"
     claim(at.dataset, at.split, *(at.models/t for t in (*stages.TASKS, 'anomaly')), at.bundle, at.reports)

@@ -31,7 +31,8 @@ from ..domains.base import DomainFactory, Pipeline
 from .layout import bundle_files, check_file, check_table, inner_name
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #c0073b3d
-FORMAT = 2  # of the folder; raised when old code could no longer read it. 2: programs say whether all was finite, golden answers say who gave them
+FORMAT = 2 # of the folder; raised when old code could no longer read it
+# 2: programs say whether all was finite, golden answers say who gave them
 
 def _dumps(tree): return json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
 
@@ -97,16 +98,11 @@ def _check_answers(folder, files):
     if strict_json(path.read_bytes(), path) != {'by': answering(files)}:
         raise BundleError(
             'the golden answers were given by other files than these: one was altered, and the bundle sealed again',
-            where=path,
-            remedy=_REMEDY,
-        )
+            where=path, remedy=_REMEDY)
     images = golden - {'golden/expected.jsonl', 'golden/answered.json'}
     if not lines or sorted(f"golden/{x['image']}" for x in lines) != sorted(images):
-        raise BundleError(
-            'altered: other photographs than those in golden/images',
-            where=folder / 'golden' / 'expected.jsonl',
-            remedy=_REMEDY,
-        )
+        raise BundleError('altered: other photographs than those in golden/images',
+            where=folder / 'golden' / 'expected.jsonl', remedy=_REMEDY)
     for x in lines:
         if files[f"golden/{x['image']}"]['sha256'] != x['report'].get('image_sha256'):
             raise BundleError(
@@ -155,11 +151,8 @@ def verify_bundle(
     for k in sorted(table.keys() - here.keys()):
         raise BundleError('missing from the bundle', where=folder / k, remedy=_REMEDY)
     for k in sorted(here.keys() - table.keys()):
-        raise BundleError(
-            'not in the manifest: somebody added it',
-            where=folder / k,
-            remedy='Remove the file, or fetch the bundle again',
-        )
+        raise BundleError('not in the manifest: somebody added it', where=folder / k,
+            remedy='Remove the file, or fetch the bundle again')
     for k, path in here.items():
         size = path.stat().st_size
         if size != table[k]['bytes']:
@@ -169,6 +162,7 @@ def verify_bundle(
     _check_answers(folder, tree['files'])
     return tree['version']
 
+# %% ../../nbs/08_registry/10_bundle.ipynb #3db18ae4
 def bundle_version(
     folder:str|Path,
 ) -> str: # Version
@@ -176,9 +170,7 @@ def bundle_version(
     return _manifest(folder)['version']
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #00fd6432
-def is_bundle(
-    folder:str|Path,
-) -> bool:
+def is_bundle(folder:str|Path,) -> bool:
     "Whether a folder has a manifest such as sealing writes, of whatever format; its files are not looked at"
     try: tree = json.loads((Path(folder)/'manifest.json').read_bytes())
     except (OSError, ValueError): return False
@@ -189,9 +181,7 @@ def _changed(folder, *without):
     return whole_folder(folder, is_ours=is_bundle, marked=False, copy_without=without)
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #2c25d5c1
-def portable_params(
-    params:Params,
-) -> Params:
+def portable_params(params:Params,) -> Params:
     "`params` without what depends on the machine or shapes only the report"
     data = params.data
     if hasattr(data, 'root'): data = data.model_copy(update={'root': Path(Path(data.root).name)})
@@ -211,11 +201,14 @@ def _card(labels, decision, data, params, code):
         "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.",
         '',
         f"- Domain: `{params.domain.kind}`",
-        f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in each split: "
+        f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in "
+        "each split: "
         + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
-        f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x width), scaled without distortion and padded"
+        f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x "
+        "width), scaled without distortion and padded"
         + (
-            f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at {params.image.tile.scale:g} of their resolution'
+            f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at '
+            f'{params.image.tile.scale:g} of their resolution'
             if params.image.tile
             else ''
         ),
@@ -223,10 +216,12 @@ def _card(labels, decision, data, params, code):
         *(f"- {chosen[k]['text']}" for k in ('anomaly', 'gate') if k in chosen),
         f"- Rules `{decision['rules_version']}`: {', '.join(r.name for r in spec.rules) or 'none'}; "
         + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
-        f"- Trainers: detector {params.detector.trainer.kind}, classifier {params.classifier.trainer.kind}, segmenter {params.segmenter.trainer.kind}; seed {params.seed}",
+        f"- Trainers: detector {params.detector.trainer.kind}, classifier {params.classifier.trainer.kind}, segmenter "
+        f"{params.segmenter.trainer.kind}; seed {params.seed}",
         f"- Written by sads_jax {code.get('package', '?')}, source `{code.get('source', '?')}`",
         '',
-        'It knows the surfaces and lights it was trained on and was measured on parts of the same kind. Other parts, cameras or lights:',
+        'It knows the surfaces and lights it was trained on and was measured on parts of the same kind. Other parts, '
+        'cameras or lights:',
         '`sads evaluate --bundle DIR -S data.kind=... -S data.root=...` before trusting it.',
         '',
         'Serve it: `sads serve --bundle DIR`. Figures, where they were registered with it: metrics.json.',
@@ -234,6 +229,7 @@ def _card(labels, decision, data, params, code):
     ]
     return '\n'.join(lines)
 
+# %% ../../nbs/08_registry/10_bundle.ipynb #d64f7eef
 def write_bundle(
     folder:str|Path, # Replaced if it exists
     *,
@@ -248,9 +244,10 @@ def write_bundle(
     chosen:Mapping[str, Any]|None=None, # How the threshold was chosen
     batch_sizes:Iterable[int]=(1, 8, 32), # That the predictor may compile
     anomaly_limit:float|None=None, # Distance from good parts beyond which a clean part goes to REVIEW
-    graphs:Mapping[tuple[int, int], bytes]|None=None, # Height, width [px] of each bucket -> what `export_onnx` gave, where `export.artefacts` asks for onnx
+    graphs:Mapping[tuple[int, int], bytes]|None=None, # As `export_onnx` gave, where wanted
 ) -> str: # Version
-    "Write and seal a bundle without golden set; it takes its place whole. `BundleError` if a bucket has no program or graph, `SADSError` if the folder holds something else than a bundle"
+    """Write and seal a bundle without golden set; it takes its place whole. `BundleError` if a bucket has no program or
+    graph, `SADSError` if the folder holds something else than a bundle"""
     from sads_jax.inference.export import save_weights
     from sads_jax.inference.onnx import link_weights
     from sads_jax.inference.parity import compact_weights
@@ -286,16 +283,10 @@ def write_bundle(
         (new/'card.md').write_text(_card(labels, decision, data, params, code))
         return seal_bundle(new)
 
+# %% ../../nbs/08_registry/10_bundle.ipynb #7c490603
 def _decision(threshold, rules_version, spec, chosen, anomaly_limit, probabilities=None, gate=None):
-    tree = {
-        'threshold': float(threshold),
-        'rules_version': rules_version,
-        'spec': spec,
-        'chosen': dict(chosen or {}),
-        'anomaly_limit': anomaly_limit,
-        'probabilities': probabilities,
-        'gate': gate,
-    }
+    tree = {'threshold': float(threshold), 'rules_version': rules_version, 'spec': spec, 'chosen': dict(chosen or {}),
+        'anomaly_limit': anomaly_limit, 'probabilities': probabilities, 'gate': gate}
     return read_record(OperatingPoint, tree, 'decision.json').model_dump(mode='json')
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e5f1347b
@@ -329,7 +320,8 @@ def write_golden(
     pipeline:Pipeline, # Loaded from `folder`
     images:Iterable[Path], # Photographs to keep; copied
 ) -> str: # The new version
-    "Let the bundle judge `images`, keep both, and the digest of what the program saw, and seal again; a photograph that can't be judged raises `ImageError`"
+    """Let the bundle judge `images`, keep both, and the digest of what the program saw, and seal again; a photograph
+    that can't be judged raises `ImageError`"""
     from sads_jax.data.images import read_image
     from sads_jax.inference.parity import canvas_digest
     folder, images = Path(folder), list(images)
@@ -344,11 +336,8 @@ def write_golden(
             seen = pipeline.predictor.place([read_image(kept, max_megapixels=pipeline.max_megapixels)])
             lines.append(
                 json.dumps(
-                    {
-                        'image': f'images/{kept.name}',
-                        'canvas': canvas_digest(c for c, _ in seen),
-                        'report': answer(pipeline.process_request(kept)),
-                    },
+                    {'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen),
+                        'report': answer(pipeline.process_request(kept))},
                     sort_keys=True,
                 )
                 + '\n'
@@ -373,10 +362,8 @@ def golden_looks(
         )
     try:
         return {
-            golden / x['image']: {
-                'digest': x['canvas'],
-                'report': InspectionReport(**x['report'] | {'model_version': ''}),
-            }
+            golden / x['image']: {'digest': x['canvas'],
+                'report': InspectionReport(**x['report'] | {'model_version': ''})}
             for x in lines
         }
     except ValidationError as e:
@@ -397,10 +384,9 @@ class BundleInfo:
     metrics: dict[str, Any] # Empty unless attached
     card: str
 
-def read_bundle(
-    folder:str|Path,
-) -> BundleInfo:
-    "Read the small files of a bundle, each checked, and against each other; `BundleError`. For unverified folders call `verify_bundle` first"
+def read_bundle(folder:str|Path,) -> BundleInfo:
+    """Read the small files of a bundle, each checked, and against each other; `BundleError`. For unverified folders
+    call `verify_bundle` first"""
     folder = Path(folder)
     version = bundle_version(folder)
     def read(name):
@@ -414,18 +400,11 @@ def read_bundle(
             raise BundleError('altered: the top level must be an object', where=folder / name, remedy=_REMEDY)
         return tree
     metrics = table('metrics.json') if os.path.lexists(folder/'metrics.json') else {}
-    info = BundleInfo(
-        folder,
-        version,
-        read_labels(load('labels.json'), folder / 'labels.json'),
+    info = BundleInfo(folder, version, read_labels(load('labels.json'), folder / 'labels.json'),
         read_record(Preprocess, load('preprocess.json'), folder / 'preprocess.json'),
         _read_decision(load('decision.json'), folder / 'decision.json'),
-        _read_params(read('params.yaml'), folder / 'params.yaml'),
-        table('data.json'),
-        table('code.json'),
-        metrics,
-        read('card.md').decode(errors='replace'),
-    )
+        _read_params(read('params.yaml'), folder / 'params.yaml'), table('data.json'), table('code.json'), metrics,
+        read('card.md').decode(errors='replace'))
     _check_agreement(info)
     return info
 
@@ -433,14 +412,12 @@ def _no_outside(zones, where):
     "A mask zone brings its mask along: a path would open a file of this machine"
     for z in zones if isinstance(zones, list) else ():
         if isinstance(z, dict) and z.get('path') is not None:
-            raise BundleError(
-                f"zone {z.get('name')!r} names a file; a bundle holds the mask itself"[:300],
-                where=where,
-                remedy=_REMEDY,
-            )
+            raise BundleError(f"zone {z.get('name')!r} names a file; a bundle holds the mask itself"[:300], where=where,
+                remedy=_REMEDY)
 
 def _zones(decision): return decision.get('zones') if isinstance(decision, dict) else None
 
+# %% ../../nbs/08_registry/10_bundle.ipynb #c86d9069
 def _read_decision(tree, where):
     _no_outside(_zones(tree.get('spec')) if isinstance(tree, dict) else None, where)
     return read_record(OperatingPoint, tree, where)
@@ -458,14 +435,16 @@ def _check_agreement(info):
     if info.decision.spec != info.params.decision:
         refuse(
             'decision.json',
-            f'its spec is not the section decision of params.yaml: {", ".join(k for k, v in info.decision.spec if v != getattr(info.params.decision, k))} differ',
+            'its spec is not the section decision of params.yaml: '
+            f'{", ".join(k for k, v in info.decision.spec if v != getattr(info.params.decision, k))} differ',
         )
     if info.decision.rules_version != (right := domain.rules_version(info.decision.spec)):
         refuse('decision.json', f'rules_version is {info.decision.rules_version}, but these rules are {right}')
     if info.preprocess.buckets != info.params.image.buckets:
         refuse(
             'preprocess.json',
-            f'its buckets {list(info.preprocess.buckets)} are not those of params.yaml, {list(info.params.image.buckets)}',
+            f'its buckets {list(info.preprocess.buckets)} are not those of params.yaml, '
+            f'{list(info.params.image.buckets)}',
         )
     try: domain.check(info.decision.spec, info.labels)
     except ParamsError as e: refuse('decision.json', f'{e.where}: {e.what}')
@@ -483,7 +462,7 @@ def load_pipeline(
     settings:Settings|None=None, # Largest photograph accepted, station, form; default: as `load_settings` finds them
     cache_dir:str|Path|None=None, # Compiled programs are kept there from one start to the next
     station_id:str|None=None, # Written into every report; default: the settings'
-    every_box:bool=True, # Also name and outline boxes that cannot count at this threshold; False does less for the same reports
+    every_box:bool=True, # Also look closer at boxes that cannot count; False: same reports for less work
     artefact:str|None=None, # float32, bf16, int8 or onnx, see `export.artefacts`; default: the settings'
 ) -> Pipeline:
     "The bundle, ready to judge; `BundleError` if it is not whole. Imports no training library, and for onnx no JAX"
@@ -498,13 +477,8 @@ def load_pipeline(
     def opened(floors):
         if artefact == 'onnx': return _onnx_predictor(folder, info, floors)
         return _jax_predictor(folder, info, floors, artefact, cache_dir)
-    return DomainFactory(info.params.domain).load(
-        info,
-        opened,
-        max_megapixels=settings.max_megapixels,
-        every_box=every_box,
-        station_id=settings.station_id if station_id is None else station_id,
-    )
+    return DomainFactory(info.params.domain).load(info, opened, max_megapixels=settings.max_megapixels,
+        every_box=every_box, station_id=settings.station_id if station_id is None else station_id)
 
 def _present(path):
     if not path.is_file(): raise BundleError('missing from the bundle', where=path, remedy=_REMEDY)
@@ -519,6 +493,7 @@ def _onnx_predictor(folder, info, floors):
     for bucket, path in graphs.items(): vet_graph(path, bucket, info.labels)
     return OnnxPredictor(graphs, info.preprocess.buckets, Findings, floors)
 
+# %% ../../nbs/08_registry/10_bundle.ipynb #2bbe81f0
 def _jax_predictor(folder, info, floors, artefact, cache_dir):
     from sads_jax.inference.export import load_program # jax
     from sads_jax.inference.parity import widen
@@ -534,10 +509,8 @@ def _jax_predictor(folder, info, floors, artefact, cache_dir):
         path = _present(folder/'programs'/f'{bucket[0]}x{bucket[1]}.jaxexport')
         fits = lambda p: vet_signature(p, weights, bucket, info.labels, path)
         return load_program(path.read_bytes(), Findings, where=path, fits=fits)
-    programs, floors = (
-        {b: program(b) for b in info.preprocess.buckets},
-        {k: v for k, v in floors.items() if k in weights},
-    )
+    programs, floors = ({b: program(b) for b in info.preprocess.buckets},
+        {k: v for k, v in floors.items() if k in weights})
     return CVPredictor(
         programs, weights | floors, info.preprocess.buckets, info.preprocess.batch_sizes, cache_dir=cache_dir
     )

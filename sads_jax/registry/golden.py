@@ -67,10 +67,12 @@ def require_golden(
         raise GoldenError(
             f'judges {len(wrong)} of {n} golden photographs otherwise than when it was made: {"; ".join(wrong[:3])}',
             where=folder,
-            remedy='Do not use it here. Fetch the bundle again, compare the versions of jax (`sads doctor`), or run `sads stage calibrate`',
+            remedy='Do not use it here. Fetch the bundle again, compare the versions of jax (`sads doctor`), or run '
+                '`sads stage calibrate`',
         )
     return n
 
+# %% ../../nbs/08_registry/12_golden.ipynb #6f0099ca
 def prove_bundle(
     folder:str|Path,
     settings:Any, # Settings: form, largest photograph, cache

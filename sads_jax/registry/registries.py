@@ -61,6 +61,7 @@ _VERSION = re.compile('[0-9a-f]{16}') # Nothing else that a registry says become
 _PAUSES = (.1, .2, .4, .8, 1.6) # [s]
 _NONE_YET = 'Register one with `sads run` or `dvc repro`, or name a folder with --bundle'
 
+# %% ../../nbs/08_registry/30_registries.ipynb #c2ae434f
 class MLflowRegistry:
     "Bundles in MLflow's model registry"
     def __init__(
@@ -74,7 +75,8 @@ class MLflowRegistry:
 
     @property
     def _client(self):
-        "MLflow's client; importing it takes seconds, so not before it is needed. The first one makes the tables, so one at a time"
+        """MLflow's client; importing it takes seconds, so not before it is needed. The first one makes the tables, so
+        one at a time"""
         if self._made is None:
             with self._alone():
                 if self._empty:  # a process killed among the many steps of making the tables must leave no half of them
@@ -105,11 +107,8 @@ class MLflowRegistry:
                 if pause is not None and 'database is locked' in str(e):  # by a program that knows nothing of our lock
                     time.sleep(pause)
                     continue
-                raise RegistryError(
-                    f'the registry said: {str(e).splitlines()[0]}',
-                    where=self.uri,
-                    remedy='Check registry_uri in settings.ini',
-                ) from e
+                raise RegistryError(f'the registry said: {str(e).splitlines()[0]}', where=self.uri,
+                    remedy='Check registry_uri in settings.ini') from e
 
     # -- writing
 
@@ -120,29 +119,22 @@ class MLflowRegistry:
         alias:str|None=None, # Moved to this version
         metrics:Mapping[str, Any]|None=None, # Attached to the registry's copy as metrics.json
     ) -> RegistryEntry:
-        "Take in a bundle; registering the same one again adds no version, but moves the alias. `BundleError`, `RegistryError`"
+        """Take in a bundle; registering the same one again adds no version, but moves the alias. `BundleError`,
+        `RegistryError`"""
         version = verify_bundle(bundle)
         with self._alone():
             known = {} if self._empty else {e.bundle_version: e for e in self.list()}
             if not (self.artifacts/version).is_dir(): self._store(Path(bundle), version, metrics)
             elif verify_bundle(self.artifacts / version) != version:
-                raise BundleError(
-                    f'holds another bundle than {version}',
-                    where=self.artifacts / version,
-                    remedy='Move it away, then register again',
-                )
+                raise BundleError(f'holds another bundle than {version}', where=self.artifacts / version,
+                    remedy='Move it away, then register again')
             if version not in known:
                 tags = {k: str(v) for k, v in (tags or {}).items()} | {_TAG: version}
                 if self._call('get_registered_model', self.model_name) is None:
                     self._call('create_registered_model', self.model_name)
                 run = self._record(version, tags, metrics)
-                self._call(
-                    'create_model_version',
-                    self.model_name,
-                    source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}',
-                    run_id=run,
-                    tags=tags,
-                )
+                self._call('create_model_version', self.model_name,
+                    source=f'runs:/{run}/bundle' if self._file is None else f'bundle-{version}', run_id=run, tags=tags)
             return self.set_alias(alias, version) if alias else self.entry(version)
 
     def set_alias(
@@ -195,14 +187,8 @@ class MLflowRegistry:
     def _entry(self, v, aliases):
         run = self._call('get_run', v.run_id) if v.run_id else None
         tags = dict(v.tags or {})
-        return RegistryEntry(
-            v.name,
-            int(v.version),
-            tags.get(_TAG, ''),
-            tuple(sorted(aliases.get(int(v.version), ()))),
-            tags,
-            dict(run.data.metrics) if run else {},
-        )
+        return RegistryEntry(v.name, int(v.version), tags.get(_TAG, ''), tuple(sorted(aliases.get(int(v.version), ()))),
+            tags, dict(run.data.metrics) if run else {})
 
     def entry(
         self,
@@ -241,23 +227,15 @@ class MLflowRegistry:
         if not _VERSION.fullmatch(e.bundle_version):
             raise RegistryError(
                 f'version {e.version} is said to be bundle {e.bundle_version!r}, which is no bundle version',
-                where=self.uri,
-                remedy='Somebody changed its tags: register the bundle again',
-            )
+                where=self.uri, remedy='Somebody changed its tags: register the bundle again')
         folder = self.artifacts/e.bundle_version
         if not folder.is_dir() and self._file is None: self._fetch(e, folder)
         if not folder.is_dir():
-            raise RegistryError(
-                f'version {e.version} is registered but its bundle is gone',
-                where=folder,
-                remedy='Put the folder back, or register the bundle again',
-            )
+            raise RegistryError(f'version {e.version} is registered but its bundle is gone', where=folder,
+                remedy='Put the folder back, or register the bundle again')
         if bundle_version(folder) != e.bundle_version:
-            raise RegistryError(
-                f'holds bundle {bundle_version(folder)}, but version {e.version} is {e.bundle_version}',
-                where=folder,
-                remedy='Somebody replaced the folder: register the bundle again',
-            )
+            raise RegistryError(f'holds bundle {bundle_version(folder)}, but version {e.version} is {e.bundle_version}',
+                where=folder, remedy='Somebody replaced the folder: register the bundle again')
         return folder
 
     def _fetch(self, e, folder):
@@ -267,11 +245,8 @@ class MLflowRegistry:
             got = Path(self._call('download_artifacts', run, 'bundle', str(new)))
             found = verify_bundle(got)
             if found != e.bundle_version:
-                raise RegistryError(
-                    f'sent bundle {found}, but version {e.version} is {e.bundle_version}',
-                    where=self.uri,
-                    remedy='Somebody replaced it: register the bundle again',
-                )
+                raise RegistryError(f'sent bundle {found}, but version {e.version} is {e.bundle_version}',
+                    where=self.uri, remedy='Somebody replaced it: register the bundle again')
             got.rename(new/folder.name)
 
     def verify(
@@ -282,6 +257,7 @@ class MLflowRegistry:
         verify_bundle(self.get(ref))
         return self.entry(ref)
 
+# %% ../../nbs/08_registry/30_registries.ipynb #3548daa7
 def _open(uri):
     "A client whose tables are there"
     client = _mlflow_client(uri)

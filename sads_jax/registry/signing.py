@@ -64,6 +64,7 @@ def key_id(
 
 def _message(files): return _CONTEXT + _dumps(files).encode()
 
+# %% ../../nbs/08_registry/14_signing.ipynb #b757c4f3
 def sign_bundle(
     folder:str|Path,
     key:str|Path, # PEM file with an Ed25519 private key
@@ -75,10 +76,8 @@ def sign_bundle(
     private = _private(key, password)
     signature = private.sign(_message(_manifest(folder)['files']))
     public = private.public_key()
-    write_whole(
-        folder / _NAME,
-        _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}),
-    )
+    write_whole(folder / _NAME,
+        _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}))
     seal_bundle(folder)
     return key_id(public)
 
@@ -89,7 +88,8 @@ def verify_signature(
     "`BundleError` unless the bundle was signed with the other half of `public`"
     folder = Path(folder)
     path, key, (*_, InvalidSignature) = folder/_NAME, _public(public), _crypto()
-    remedy = f'Sign it: sads models sign --bundle {folder} --key KEY.pem; or name the right key (require_signature in settings.ini)'
+    remedy = (f'Sign it: sads models sign --bundle {folder} --key KEY.pem; or name the right key '
+        '(require_signature in settings.ini)')
     if not os.path.lexists(path):
         raise BundleError(f'is not signed, and a signature with key {key_id(key)} is required', where=folder,
             remedy=remedy)

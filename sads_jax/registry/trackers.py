@@ -74,6 +74,7 @@ def _wandb(folder):
         return None
     return wandb
 
+# %% ../../nbs/08_registry/20_trackers.ipynb #d4c681d7
 class WandbTracker(_Tracker):
     "A Weights & Biases run; if it can't be started there is one warning, and nothing is tracked"
     def __init__(
@@ -88,21 +89,15 @@ class WandbTracker(_Tracker):
         self._run, wandb = None, _wandb(folder)
         if wandb is None:
             return _log.warning(
-                'wandb is not installed: this run is not tracked (pip install "sads_jax[track]", or tracking = disabled in settings.ini)'
+                'wandb is not installed: this run is not tracked (pip install "sads_jax[track]", or tracking = '
+                'disabled in settings.ini)'
             )
         try:
             settings = wandb.Settings(
                 console='off', silent=True, x_disable_stats=True, disable_git=True, disable_code=True, init_timeout=60
             )
-            self._run = wandb.init(
-                mode=mode,
-                project=project,
-                name=name,
-                group=group,
-                config=dict(config or {}),
-                dir=str(folder),
-                settings=settings,
-            )
+            self._run = wandb.init(mode=mode, project=project, name=name, group=group, config=dict(config or {}),
+                dir=str(folder), settings=settings)
         except (wandb.Error, OSError) as e:
             _log.warning('Weights & Biases did not start, so this run is not tracked: %s', e)
 

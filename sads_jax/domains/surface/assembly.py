@@ -48,7 +48,7 @@ def joint_weights(
 # %% ../../../nbs/06_domains/surface/35_assembly.ipynb #c0dfabcc
 def bind_classifier(
     apply:Callable, # Of the classifier: (params, crops, geometry) -> logits
-) -> Callable: # (all params, crops float32 [N, S, S, 3], boxes [N, 4] canvas px, (H, W) of the canvas) -> probabilities [N, L]
+) -> Callable: # (params, crops float32 [N, S, S, 3], boxes [N, 4] canvas px, (H, W)) -> probabilities [N, L]
     "The geometry of boxes in, probabilities out"
     from sads_jax.models.classifier import box_geometry # flax: a server never trains
     geometry = lambda crops, boxes, canvas: (crops, box_geometry(boxes, *canvas))
@@ -56,7 +56,7 @@ def bind_classifier(
 
 def shared_backbone(
     models:Mapping[str, tuple], # From `load_models`
-) -> Callable|None: # (all params, crops float32 [N, S, S, 3]) -> feature maps; None where crops or backbones of the two differ
+) -> Callable|None: # (params, crops float32 [N, S, S, 3]) -> feature maps; None where the two begin otherwise
     "What classifier and segmenter make of a crop before they go different ways: both keep the backbone they began with"
     from sads_jax.models.backbone import Lite0, pure # flax: a server never trains
     (_, named, c), (_, outlined, s) = models['classifier'], models['segmenter']
@@ -92,30 +92,19 @@ def build_cascade(
     "The cascade of all models, to be jitted or exported"
     spec, c, s = params.detector, models['classifier'][2], models['segmenter'][2]
     segments = bind(models['segmenter'][0], OutputAdapterFactory({'kind': 'segmentation'}), 'segmenter')
-    return SADSInferenceOrchestrator(
-        _detects(models['detector'], spec),
-        bind_classifier(models['classifier'][0]),
-        segments,
-        tuple(categories),
-        classifier_crop=c['crop'],
-        classifier_context=c['context'],
-        classifier_least=c['least'],
-        segmenter_crop=s['crop'],
-        segmenter_context=s['context'],
-        segmenter_least=s['least'],
-        nms_iou=spec.nms_iou,
-        fit=spec.fit,
-        look=shared_backbone(models),
-        anomaly=_strangeness(models['anomaly']),
-        anomaly_share=models['anomaly'][2]['share'],
-    )
+    return SADSInferenceOrchestrator(_detects(models['detector'], spec), bind_classifier(models['classifier'][0]),
+        segments, tuple(categories), classifier_crop=c['crop'], classifier_context=c['context'],
+        classifier_least=c['least'], segmenter_crop=s['crop'], segmenter_context=s['context'],
+        segmenter_least=s['least'], nms_iou=spec.nms_iou, fit=spec.fit, features=shared_backbone(models),
+        anomaly=_strangeness(models['anomaly']), anomaly_share=models['anomaly'][2]['share'])
 
 def assemble(
     folder:str|Path, # Of the trained models
     params:Params,
     labels:Sequence[str], # Defect classes
 ) -> Cascade:
-    "The cascade of a folder of models; `BundleError` naming what is missing, `DataError` on a classifier of other classes"
+    """The cascade of a folder of models; `BundleError` naming what is missing, `DataError` on a classifier of other
+    classes"""
     models = load_models(folder)
     if tuple(models['classifier'][2].get('classes', labels)) != tuple(labels):
         raise DataError('was trained on other defect classes', where=Path(folder)/'classifier',
@@ -136,7 +125,7 @@ def box_classifier(
     folder:str|Path, # Of the trained classifier
     spec:ImageSpec,
     chunk:int=4, # Boxes named at once
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]: # (image uint8 [H, W, 3], boxes float32 [N, 4] px) -> probabilities [N, L]
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]: # (uint8 [H, W, 3], boxes [N, 4] px) -> probabilities [N, L]
     "The classifier on boxes that somebody drew"
     from sads_jax.models.store import load_model # flax: a server never trains
     apply, weights, facts = load_model(folder)

@@ -18,7 +18,7 @@ import numpy as np
 from ...core.params import DecisionSpec, Params
 from ...core.types import BOX_FLOOR, IMAGE_FLOOR, InspectionReport
 from ..base import BundleFacts, Cascade
-from . import gate, rules
+from . import gate, lint, rules
 from .pipeline import SADSPipeline
 from .postprocessor import SADSPostprocessor
 from .tiling import TiledPredictor
@@ -38,6 +38,7 @@ def floors_of(
 # %% ../../../nbs/06_domains/surface/45_domain.ipynb #444ee79d
 FREE = 'timings_ms', 'model_version', 'station_id' # of a report: they may differ between two runs of one bundle
 
+# %% ../../../nbs/06_domains/surface/45_domain.ipynb #3c63cea4
 @dataclass(frozen=True)
 class SurfaceDomain:
     "Surface defects: detector, classifier, segmenter, rules on measured defects"
@@ -46,11 +47,11 @@ class SurfaceDomain:
 
     def check(self, decision:DecisionSpec, labels:Sequence[str]) -> None:
         "`ParamsError` on rules that name unknown classes, zones or units"
-        rules.check_decision(decision, labels)
+        lint.check_decision(decision, labels)
 
     def lint(self, decision:DecisionSpec, labels:Sequence[str]) -> Sequence[Any]:
         "What looks wrong about the rules"
-        return rules.lint_rules(decision, labels)
+        return lint.lint_rules(decision, labels)
 
     def rules_version(self, decision:DecisionSpec) -> str:
         "12 hexadecimal digits that name the decision"

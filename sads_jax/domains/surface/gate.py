@@ -52,21 +52,15 @@ FACTS = (
 _LEVELS = np.arange(256.)
 
 def _tones(photo):
-    "Mean, deviation and number of grey levels, shares at both ends, casts of red and blue; of some 4,000 pixels, evenly spread"
+    """Mean, deviation and number of grey levels, shares at both ends, casts of red and blue; of some 4,000 pixels,
+    evenly spread"""
     step = max(1, int((photo.shape[0]*photo.shape[1]/2**12)**.5))
     pixels = photo[::step, ::step].reshape(-1, 3)
     share = np.bincount(pixels[:, 1], minlength=256)/len(pixels)
     red, green, blue = np.ones(len(pixels), np.float32) @ pixels.astype(np.float32)/len(pixels)
     mean = share @ _LEVELS
-    return (
-        mean,
-        (share @ (_LEVELS - mean) ** 2) ** 0.5,
-        np.count_nonzero(share),
-        share[250:].sum(),
-        share[:6].sum(),
-        red - green,
-        blue - green,
-    )
+    return (mean, (share @ (_LEVELS - mean) ** 2) ** 0.5, np.count_nonzero(share), share[250:].sum(), share[:6].sum(),
+        red - green, blue - green)
 
 def _dead_rows(grey):
     "How many rows are like the one before, or of one level; only a row whose ends and middle agree can be"
@@ -96,21 +90,16 @@ def _flattest(energy):
     return (energy[:8*n].reshape(8, n).sum(1).min()/n)**.5
 
 def _texture(g):
-    "Sharpness, its direction, noise, sharpness of the flattest bands, share of dead pixels; of every second row or column, noise of the middle half"
+    """Sharpness, its direction, noise, sharpness of the flattest bands, share of dead pixels; of every second row or
+    column, noise of the middle half"""
     x, y = _bent(g[::2], 1), _bent(np.ascontiguousarray(g[:, ::2]), 0)
     of_rows, of_columns = np.einsum('ij,ij->i', x, x)/x.shape[1], np.einsum('ij,ij->j', y, y)/y.shape[0]
     along, across = (of_rows.sum()/len(of_rows))**.5, (of_columns.sum()/len(of_columns))**.5
     h = len(g)
     both = _bent(_bent(g[h//4:h - h//4], 1), 0).ravel()
     noise = (np.dot(both, both)/both.size)**.5/6
-    return (
-        (along * across) ** 0.5,
-        along / max(across, 1e-3),
-        noise,
-        _flattest(of_rows),
-        _flattest(of_columns),
-        np.count_nonzero(np.abs(x) > 160) / x.size,
-    )
+    return ((along * across) ** 0.5, along / max(across, 1e-3), noise, _flattest(of_rows), _flattest(of_columns),
+        np.count_nonzero(np.abs(x) > 160) / x.size)
 
 def photo_facts(
     photo:np.ndarray, # uint8 [H, W, 3], both sides at least 16 px
@@ -171,10 +160,11 @@ def gate_bands(
     back = lambda x: np.where(_PLAIN, x, np.exp(np.minimum(x, 50.)) - np.nan_to_num(_OFFSET))
     return {f.name: (float(a), float(b)) for f, a, b in zip(FACTS, back(low), back(high))}
 
+# %% ../../../nbs/06_domains/surface/18_gate.ipynb #41cdb56a
 def fit_gate(
     photos:Iterable[np.ndarray], # uint8 [H, W, 3] each, of good parts, none of the test split
     parts:Sequence[str], # Part of each
-    choose:Callable[[list[float], list[str]], tuple[float|None, dict]], # (strangeness of each part, parts) -> limit and why, as `choose_limit`
+    choose:Callable[[list[float], list[str]], tuple[float|None, dict]], # As `choose_limit`
 ) -> tuple[dict[str, tuple[float, float]]|None, dict|None]: # Bands, or None where there are too few parts; why
     "The gate that lets good parts through"
     facts = np.array([photo_facts(p) for p in photos])
@@ -191,11 +181,8 @@ def check_gate(
     names = [f.name for f in FACTS]
     if sorted(bands) != sorted(names):
         odd = sorted(set(bands) ^ set(names))
-        raise BundleError(
-            f'the gate and this release do not look at the same: {odd[0]!r}',
-            where=where,
-            remedy='Run `sads stage calibrate` again',
-        )
+        raise BundleError(f'the gate and this release do not look at the same: {odd[0]!r}', where=where,
+            remedy='Run `sads stage calibrate` again')
     for name, (low, high) in bands.items():
         if not -np.inf < low <= high < np.inf:
             raise BundleError(
@@ -218,10 +205,6 @@ def unusable(
         f"{name} {x:.4g} {'below' if x < low else 'above'} {low:.4g}..{high:.4g} of good ones"
     )
     name, x, low, high = outside[0]
-    return Reason(
-        rule='not usable',
-        verdict=Verdict.REVIEW,
-        text='REVIEW: not a usable photograph: ' + '; '.join(say(*o) for o in outside[:3]),
-        measured=float(x),
-        limit=float(low if x < low else high),
-    )
+    return Reason(rule='not usable', verdict=Verdict.REVIEW,
+        text='REVIEW: not a usable photograph: ' + '; '.join(say(*o) for o in outside[:3]), measured=float(x),
+        limit=float(low if x < low else high))

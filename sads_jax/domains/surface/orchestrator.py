@@ -92,7 +92,8 @@ def opinion(
     distance, # float32 scalar, from good parts: about 1 for such
     share:float, # Of the distance, 0..1; 0: the score stays as it is
 ) -> jax.Array: # float32 scalar, 0..1
-    "Both in one score, by a logarithmic opinion pool (Genest and Zidek 1986) in which a distance counts as odds of its fourth power; the score alone where the distance is not a number"
+    """Both in one score, by a logarithmic opinion pool (Genest and Zidek 1986) in which a distance counts as odds of
+    its fourth power; the score alone where the distance is not a number"""
     other = 4*jnp.log(jnp.clip(distance, .1, 10))
     return jnp.where(jnp.isfinite(distance), jax.nn.sigmoid((1 - share)*logit(score) + share*other), score)
 
@@ -101,8 +102,8 @@ def opinion(
 @dataclass(frozen=True)
 class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
-    detect: Callable  # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, defect map [1, H/4, W/4] in 0..1, and for `anomaly` the features they came from
-    classify: Callable  # (params, crops float32 [C, S, S, 3] in 0..1, boxes [C, 4] canvas px, (H, W) of the canvas) -> [C, L], probabilities
+    detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, map [1, H/4, W/4], features
+    classify:Callable # (params, crops float32 [C, S, S, 3], boxes [C, 4] canvas px, (H, W)) -> probabilities [C, L]
     segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
     classifier_crop:int # S [px]
@@ -115,12 +116,8 @@ class SADSInferenceOrchestrator:
     nms_iou:float = .5 # Fitted boxes overlapping a better one by more are dropped
     chunk:int = 1 # C, crops worked on at once
     image_score:Callable = sure # (defect map [H/4, W/4], Detections of one image) -> scalar
-    look: Callable | None = (
-        None  # (params, crops float32 [C, S, S, 3] in 0..1) -> what `classify` and `segment` get in place of crops; where both crop alike and begin alike
-    )
-    anomaly: Callable | None = (
-        None  # (params, float32 [1, H, W, 3] in 0..1, features as `detect` gave them) -> float32 [1], distance from good parts
-    )
+    features:Callable|None = None # (params, crops [C, S, S, 3]) -> what `classify` and `segment` get in their place
+    anomaly:Callable|None = None # (params, float32 [1, H, W, 3], features of `detect`) -> distance from good parts [1]
     anomaly_share:float = 0. # Of the image score that comes from `anomaly`, see `opinion`
 
     def __call__(
@@ -128,7 +125,8 @@ class SADSInferenceOrchestrator:
         params, # dict of arrays, handed to each network whole
         images, # uint8 [B, H, W, 3]
     ) -> Findings:
-        "The whole cascade; rows that are not `valid` are zero, and no number is NaN or infinite: `finite` tells where one was"
+        """The whole cascade; rows that are not `valid` are zero, and no number is NaN or infinite: `finite` tells where
+        one was"""
         found, dense, scores, strange, finite = self._detections(params, images)
         n_images, k = found.valid.shape
         flat = found.boxes.reshape(n_images*k, 4)
@@ -150,7 +148,8 @@ class SADSInferenceOrchestrator:
         )
 
     def _detections(self, params, images):
-        "Detector, image score, anomaly, and whether all of it was finite, of each image, alone; a cell of the map that was not is 1"
+        """Detector, image score, anomaly, and whether all of it was finite, of each image, alone; a cell of the map
+        that was not is 1"""
         def one(image):
             found, dense, *seen = self.detect(params, _floats(image))
             strange = self.anomaly(params, _floats(image), *seen)[0] if self.anomaly else None
@@ -181,22 +180,18 @@ class SADSInferenceOrchestrator:
         order = jnp.concatenate([order, jnp.full(2*c, rows, jnp.int32)])
         these = lambda i: lax.dynamic_slice_in_dim(order, i*c, c)
 
-        sizes = (
-            (self.classifier_crop, self.classifier_context, self.classifier_least),
-            (self.segmenter_crop, self.segmenter_context, self.segmenter_least),
-        )
-        if self.look: sizes = sizes[:1]
+        sizes = ((self.classifier_crop, self.classifier_context, self.classifier_least),
+            (self.segmenter_crop, self.segmenter_context, self.segmenter_least))
+        if self.features: sizes = sizes[:1]
 
         def load(i):
             at = jnp.minimum(these(i), rows - 1)
-            cut = lambda size, context, least: crop_and_resize(
-                images, square_context(boxes[at], context, least), at // k, size
-            )
-            return tuple(cut(*s) for s in sizes), boxes[at]
+            squares = lambda context, least: square_context(boxes[at], context, least)
+            return tuple(crop_and_resize(images, squares(*around), at//k, size) for size, *around in sizes), boxes[at]
 
         def work(item):
             crops = [_floats(c) for c in item[0]]
-            named, outlined = [self.look(params, crops[0])]*2 if self.look else crops
+            named, outlined = [self.features(params, crops[0])]*2 if self.features else crops
             return self.classify(params, named, item[1], images.shape[1:3]), self.segment(params, outlined)
 
         store = lambda results, i, out: jax.tree.map(
@@ -207,4 +202,5 @@ class SADSInferenceOrchestrator:
         results = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), jnp.float32), shapes)
         return _rounds((count + c - 1)//c, load, work, store, results)
 
+# %% ../../../nbs/06_domains/surface/30_orchestrator.ipynb #8c4a2165
 def _floats(x): return x.astype(jnp.float32)/255

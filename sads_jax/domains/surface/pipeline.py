@@ -50,11 +50,8 @@ def _pixels_of(src, name):
     "uint8 [H, W, 3] of an array; `ImageError` if it is nothing of the sort"
     x = src[..., None].repeat(3, -1) if src.ndim == 2 else src
     if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3:
-        raise ImageError(
-            f'an array {src.dtype} {list(src.shape)} is no photograph',
-            where=name,
-            remedy='Give uint8 [H, W, 3] or [H, W]',
-        )
+        raise ImageError(f'an array {src.dtype} {list(src.shape)} is no photograph', where=name,
+            remedy='Give uint8 [H, W, 3] or [H, W]')
     if min(x.shape[:2]) < 16:
         raise ImageError(
             f'{x.shape[1]} x {x.shape[0]} px is too small', where=name, remedy='Both sides must be at least 16 px'
@@ -125,17 +122,14 @@ class SADSPipeline:
         batch_size:int=8,
         on_error:Literal['raise', 'return']='raise',
     ) -> Iterator[InspectionReport|SADSError]:
-        "`run_inference`, a report as soon as it is there. While a batch is judged the next one is decoded; never are more than two batches of photographs in memory"
+        """`run_inference`, a report as soon as it is there. While a batch is judged the next one is decoded; never are
+        more than two batches of photographs in memory"""
         for d in self._batches(srcs, part_ids, names, batch_size, on_error):
             yield d if isinstance(d, SADSError) else d[0]
 
-    def inspect(
-        self,
-        srcs:Sequence[Photo],
-        *,
-        batch_size:int=8,
-    ) -> list[Inspection]:
-        "As `run_inference` with errors returned, and all that evaluation needs; it holds a float map of every photograph, so feed it in portions"
+    def inspect(self, srcs:Sequence[Photo], *, batch_size:int=8) -> list[Inspection]:
+        """As `run_inference` with errors returned, and all that evaluation needs; it holds a float map of every
+        photograph, so feed it in portions"""
         done = self._batches(srcs, None, None, batch_size, 'return')
         return [
             Inspection(d, None, None, None) if isinstance(d, SADSError) else Inspection(*d, self._score_map(*d))
@@ -167,10 +161,8 @@ class SADSPipeline:
         part_ids = list(part_ids) if part_ids is not None else [None]*len(srcs)
         names = list(names) if names is not None else [None]*len(srcs)
         if not len(srcs) == len(part_ids) == len(names):
-            raise SADSError(
-                f'{len(srcs)} photographs, {len(part_ids)} part_ids and {len(names)} names',
-                remedy='Give one for each, or none',
-            )
+            raise SADSError(f'{len(srcs)} photographs, {len(part_ids)} part_ids and {len(names)} names',
+                remedy='Give one for each, or none')
         def read(i):
             photos = []
             for src, name in zip(srcs[i:i+batch_size], names[i:i+batch_size]):
@@ -218,18 +210,9 @@ class SADSPipeline:
         self.uninspected.update(r.rule for r in reasons if r.rule in UNSEEN)
         if not inspected: _log.error('photograph %s: %s', photo.sha256[:12], reasons[0].text)
         h, w = photo.pixels.shape[:2]
-        return InspectionReport(
-            verdict=verdict,
-            reasons=reasons,
-            defects=defects,
-            image_score=score,
+        return InspectionReport(verdict=verdict, reasons=reasons, defects=defects, image_score=score,
             defect_probability=self.postprocessor.probability(score) if inspected else None,
-            anomaly_score=self.postprocessor.anomaly(findings) if inspected else None,
-            image_sha256=photo.sha256,
-            image_size=(w, h),
-            model_version=self.model_version,
-            rules_version=self.rules_version,
-            part_id=part_id,
+            anomaly_score=self.postprocessor.anomaly(findings) if inspected else None, image_sha256=photo.sha256,
+            image_size=(w, h), model_version=self.model_version, rules_version=self.rules_version, part_id=part_id,
             station_id=self.station_id,
-            timings_ms=dict(read=round(photo.ms, 2), predict=round(predict_ms, 2), decide=round(decide_ms, 2)),
-        )
+            timings_ms=dict(read=round(photo.ms, 2), predict=round(predict_ms, 2), decide=round(decide_ms, 2)))

@@ -19,7 +19,8 @@ from PIL import Image
 from ...core.params import DecisionSpec
 from ...core.types import RLE, Defect, Findings, Reason, Verdict
 from ...data.images import Placement, to_original
-from .rules import _number, check_decision, judge
+from .lint import check_decision
+from .rules import judge, number_text
 from .zones import zone_areas
 from ...ops.host import host_components, host_paste_mask, max_feret
 
@@ -42,11 +43,8 @@ def paste_patch(
     x0, y0 = np.clip(np.floor(box[:2]), 0, (w, h)).astype(int)
     x1, y1 = np.clip(np.ceil(box[2:]), 0, (w, h)).astype(int)
     x1, y1 = max(x0, x1), max(y0, y1)
-    return (
-        int(y0),
-        int(x0),
-        host_paste_mask(mask, np.asarray(box, np.float64) - (x0, y0, x0, y0), int(y1 - y0), int(x1 - x0)),
-    )
+    return (int(y0), int(x0),
+        host_paste_mask(mask, np.asarray(box, np.float64) - (x0, y0, x0, y0), int(y1 - y0), int(x1 - x0)))
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #7a21d419
 def patch_rle(
@@ -161,14 +159,8 @@ def unsound(
     if f.anomaly is None and measures_anomaly: return 'the distance from good parts was not measured'
     if f.anomaly is not None and not (np.shape(f.anomaly) == () and -_SLACK <= f.anomaly < np.inf):
         return f'the distance from good parts is {f.anomaly}'
-    rows = {
-        'boxes': (4,),
-        'scores': (),
-        'label_scores': (n_labels,),
-        'crop_boxes': (4,),
-        'masks': (None, None),
-        'tile_scores': (),
-    }
+    rows = {'boxes': (4,), 'scores': (), 'label_scores': (n_labels,), 'crop_boxes': (4,), 'masks': (None, None),
+        'tile_scores': ()}
     for name, shape in rows.items():
         a = getattr(f, name)
         if a is None and name == 'tile_scores': continue
@@ -188,15 +180,14 @@ def unsound(
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #58f7a772
 @dataclass(frozen=True)
 class SADSPostprocessor:
-    "Findings of one image -> defects in the original image, a verdict and its reasons; `ParamsError` on rules that can't be judged"
+    """Findings of one image -> defects in the original image, a verdict and its reasons; `ParamsError` on rules that
+    can't be judged"""
     categories: tuple[str, ...] # Defect classes, in the order of the classifier's outputs
     decision: DecisionSpec
     threshold: float # Operating point of image scores, 0..1
     box_share: float = .5 # Boxes count from this share of the threshold
     anomaly_limit: float|None = None # Distance from good parts beyond which a clean part goes to REVIEW; None: never
-    probabilities: tuple[Sequence[float], Sequence[float]] | None = (
-        None  # Rising image scores and the share of defective photographs there, to interpolate; None: nothing is said
-    )
+    probabilities: tuple[Sequence[float], Sequence[float]]|None = None # Rising scores, share of defective there
 
     def __post_init__(self): check_decision(self.decision, self.categories)
 
@@ -206,7 +197,7 @@ class SADSPostprocessor:
         placement:Placement,
         photo:np.ndarray|None=None, # uint8 [H, W, 3], the photograph; without it no contrast is measured
         doubt:Reason|None=None, # About the photograph itself, see `gate`
-    ) -> tuple[list[Defect], Verdict, list[Reason], float]: # Defects best first, the verdict, why, the image score (1 where it was not inspected)
+    ) -> tuple[list[Defect], Verdict, list[Reason], float]: # Defects best first, verdict, why, image score
         "Measure and judge one image"
         if why := unsound(findings, len(self.categories), self.anomaly_limit is not None):
             text = f'REVIEW: not inspected: {why}'
@@ -221,15 +212,11 @@ class SADSPostprocessor:
     def defects(self, findings:Findings, placement:Placement, photo:np.ndarray|None=None) -> list[Defect]:
         "Boxes that count as measured defects, whatever the image score"
         h, w = placement.original_height, placement.original_width
-        rows = [
-            i
-            for i in np.flatnonzero(findings.valid)
-            if round(float(findings.scores[i]), 4) >= self.threshold * self.box_share
-        ]
+        least = self.threshold*self.box_share
+        rows = [i for i in np.flatnonzero(findings.valid) if round(float(findings.scores[i]), 4) >= least]
         if findings.tile_scores is not None:  # each tile is a photograph of its own
-            level = min(
-                self.threshold, max(self.decision.review_from(self.threshold), round(float(findings.image_scores), 4))
-            )
+            low, score = self.decision.review_from(self.threshold), round(float(findings.image_scores), 4)
+            level = min(self.threshold, max(low, score))
             rows = [i for i in rows if round(float(findings.tile_scores[i]), 4) >= level]
         boxes = to_original(np.asarray(findings.boxes)[rows], placement)
         patches = [self._patch(findings, i, box, placement) for i, box in zip(rows, boxes)]
@@ -241,16 +228,8 @@ class SADSPostprocessor:
             box = np.concatenate([boxes[group, :2].min(0), boxes[group, 2:].max(0)])
             best = max(group, key=lambda g: (findings.scores[rows[g]], -g))
             out.append(
-                self._measured(
-                    patch,
-                    box,
-                    labels[best],
-                    findings.label_scores[rows[best]].max(),
-                    findings.scores[rows[best]],
-                    h,
-                    w,
-                    photo,
-                )
+                self._measured(patch, box, labels[best], findings.label_scores[rows[best]].max(),
+                    findings.scores[rows[best]], h, w, photo)
             )
         return sorted(out, key=lambda d: (-d.score, d.box))
 
@@ -259,7 +238,8 @@ class SADSPostprocessor:
         findings:Findings, # Of one image, numpy
         placement:Placement,
     ) -> np.ndarray: # float32 [H, W] of the original image, 0..1
-        "How likely each pixel is defect: the detector's map; where crops were looked at, pooled with what the segmenter says (logarithmic opinion pool, Genest & Zidek 1986), which counts half as much"
+        """How likely each pixel is defect: the detector's map; where crops were looked at, pooled with what the
+        segmenter says (logarithmic opinion pool, Genest & Zidek 1986), which counts half as much"""
         p = placement
         dense = np.asarray(findings.defect_map, np.float32)
         canvas = p.height/p.original_height, p.width/p.original_width
@@ -282,9 +262,10 @@ class SADSPostprocessor:
         if score < low: return None
         if score >= t:
             if defects: return None  # the rules decide
-            text = f'REVIEW: image score {_number(score)} >= {_number(t)}, but no defect could be outlined'
+            text = f'REVIEW: image score {number_text(score)} >= {number_text(t)}, but no defect could be outlined'
             return Reason(rule='no outline', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
-        text = f'REVIEW: image score {_number(score)} is between {_number(low)} and the threshold {_number(t)}'
+        between = f'between {number_text(low)} and the threshold {number_text(t)}'
+        text = f'REVIEW: image score {number_text(score)} is {between}'
         return Reason(rule='review_margin', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
 
     def probability(self, score:float) -> float|None:
@@ -299,7 +280,7 @@ class SADSPostprocessor:
     def _unknown(self, score, findings):
         if score >= self.threshold or self.anomaly_limit is None: return None
         if (strange := self.anomaly(findings)) <= 1: return None
-        text = f'REVIEW: no defect, but unlike any good part seen: anomaly {_number(strange)} > 1'
+        text = f'REVIEW: no defect, but unlike any good part seen: anomaly {number_text(strange)} > 1'
         return Reason(rule='unknown', verdict=Verdict.REVIEW, text=text, measured=strange, limit=1.)
 
     def _patch(self, findings, i, box, p):
@@ -322,20 +303,15 @@ class SADSPostprocessor:
 
     def _measured(self, patch, box, label, label_score, score, h, w, photo):
         area, length, mm = round(float(patch.mask.sum()), 1), round(max_feret(patch.mask), 1), self.decision.mm_per_px
-        return Defect(
-            box=tuple(round(float(v), 1) for v in box),
-            label=self.categories[label],
-            label_score=round(float(label_score), 4),
-            score=round(float(score), 4),
-            area_px=area,
-            length_px=length,
+        return Defect(box=tuple(round(float(v), 1) for v in box), label=self.categories[label],
+            label_score=round(float(label_score), 4), score=round(float(score), 4), area_px=area, length_px=length,
             area_mm2=None if mm is None else round(area * mm * mm, 4),
             length_mm=None if mm is None else round(length * mm, 4),
             contrast=None if photo is None else contrast(patch, photo),
             zones=zone_areas(self.decision.zones, patch.mask, (patch.top, patch.left), (h, w), mm),
-            mask=patch_rle(patch, h, w),
-        )
+            mask=patch_rle(patch, h, w))
 
+# %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #6b26285e
 def _pooled(p, q):
     "Probability whose log-odds are the mean of those of `p`, twice, and `q`"
     yes, no = np.cbrt(p*p*q), np.cbrt((1 - p)**2*(1 - q))

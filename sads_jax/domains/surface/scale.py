@@ -29,16 +29,19 @@ class Scale(NamedTuple):
         out = []
         if abs(self.anisotropy) > 0.01:
             out.append(
-                f'the board looks {abs(self.anisotropy):.1%} longer one way than the other: it is tilted, or its squares are not square'
+                f'the board looks {abs(self.anisotropy):.1%} longer one way than the other: it is tilted, or its '
+                'squares are not square'
             )
         if self.perspective > 0.02:
             out.append(
-                f'one edge of the board looks {self.perspective:.1%} longer than the opposite one: it is tilted towards the camera'
+                f'one edge of the board looks {self.perspective:.1%} longer than the opposite one: it is tilted '
+                'towards the camera'
             )
         if self.spread > 0.02:
             out.append(f'squares differ by {self.spread:.1%}: the board is bent, or the lens distorts')
         return out
 
+# %% ../../../nbs/06_domains/surface/08_scale.ipynb #2e0ecb62
 def chessboard_scale(
     photo:np.ndarray, # uint8 [H, W, 3]
     square:float, # Side of a square [mm]
@@ -50,11 +53,8 @@ def chessboard_scale(
     except ModuleNotFoundError as e:
         raise SADSError('OpenCV is not installed', where=name, remedy='pip install "sads_jax[scale]"') from e
     if square <= 0 or min(corners) < 3:
-        raise SADSError(
-            f'a board of {corners[0]} x {corners[1]} inner corners with squares of {square:g} mm',
-            where=name,
-            remedy='At least 3 x 3 inner corners, and a side above 0',
-        )
+        raise SADSError(f'a board of {corners[0]} x {corners[1]} inner corners with squares of {square:g} mm',
+            where=name, remedy='At least 3 x 3 inner corners, and a side above 0')
     found, at = cv2.findChessboardCornersSB(
         cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), corners, flags=cv2.CALIB_CB_EXHAUSTIVE | cv2.CALIB_CB_ACCURACY
     )
@@ -62,7 +62,8 @@ def chessboard_scale(
         raise ImageError(
             f'no chessboard of {corners[0]} x {corners[1]} inner corners',
             where=name,
-            remedy='Count the corners where four squares meet; show the whole board with a white rim, sharp and evenly lit',
+            remedy='Count the corners where four squares meet; show the whole board with a white rim, sharp and evenly '
+                'lit',
         )
     grid = at.reshape(corners[1], corners[0], 2).astype(np.float64)
     along, across = np.linalg.norm(np.diff(grid, axis=1), axis=-1), np.linalg.norm(np.diff(grid, axis=0), axis=-1)
@@ -71,8 +72,6 @@ def chessboard_scale(
     lines = square/np.concatenate([along.mean(1), across.mean(0)])
     edges = max(ratio(along[0].sum(), along[-1].sum()), ratio(across[:, 0].sum(), across[:, -1].sum()))
     return Scale(
-        *map(
-            float,
-            (square / sides.mean(), lines.std(), sides.std() / sides.mean(), along.mean() / across.mean() - 1, edges),
-        )
+        *map(float,
+            (square / sides.mean(), lines.std(), sides.std() / sides.mean(), along.mean() / across.mean() - 1, edges))
     )

@@ -43,14 +43,8 @@ def _placed(found, place, window, h, w):
         at = squares[:, low, None] + (squares[:, high] - squares[:, low])[:, None]*((np.arange(m) + .5)/m)
         return ((at >= 0) | ~seams[low]) & ((at < side) | ~seams[high])
     masks = np.where(known(1, 3, size[1])[:, :, None] & known(0, 2, size[0])[:, None], masks, 0).astype(np.float32)
-    return (
-        (boxes + shift).astype(np.float32),
-        np.asarray(found.scores)[on],
-        np.asarray(found.label_scores)[on],
-        (squares + shift).astype(np.float32),
-        masks,
-        cut,
-    )
+    return ((boxes + shift).astype(np.float32), np.asarray(found.scores)[on], np.asarray(found.label_scores)[on],
+        (squares + shift).astype(np.float32), masks, cut)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #7e81b3d5
 def _shared(box, boxes):
@@ -60,20 +54,13 @@ def _shared(box, boxes):
 
 def _distinct(boxes, scores, sights, cut, tile, windows, iou):
     "Which rows stay, their scores, and those of the tiles that saw them"
-    keep, scores, sights, area = (
-        np.ones(len(boxes), bool),
-        scores.copy(),
-        sights.copy(),
-        (boxes[:, 2:] - boxes[:, :2]).prod(1),
-    )
+    keep, scores, sights, area = (np.ones(len(boxes), bool), scores.copy(), sights.copy(),
+        (boxes[:, 2:] - boxes[:, :2]).prod(1))
     for i in np.lexsort((-scores, cut))[:(~cut).sum()]:
         if not keep[i]: continue
         common = _shared(boxes[i], boxes)
-        same = np.where(
-            cut,
-            (common > 0.5 * area) & (_shared(windows[tile[i]], boxes) > 0.9 * area),
-            common > iou * (area + area[i] - common),
-        )
+        same = np.where(cut, (common > 0.5 * area) & (_shared(windows[tile[i]], boxes) > 0.9 * area),
+            common > iou * (area + area[i] - common))
         same &= keep & (tile != tile[i])
         if same.any(): scores[i], sights[i] = max(scores[i], scores[same].max()), max(sights[i], sights[same].max())
         keep &= ~same
@@ -95,7 +82,8 @@ def _one_name(boxes, scores, labels, cut, tile):
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #71780120
 def _along(start, length, whole, first, scale, overlap):
-    "Along one axis: the cells of the joint map that a tile speaks of, where they begin and end on its own map, and how loud it is [n]"
+    """Along one axis: the cells of the joint map that a tile speaks of, where they begin and end on its own map, and
+    how loud it is [n]"""
     end = start + length
     a, b = (
         (start + _MAP // 2 - 1) // _MAP,
@@ -169,21 +157,11 @@ def stitch(
     boxes, scores, sights, labels, squares, masks, cut, tile = (
         a[order] for a in (boxes, scores, sights, labels, squares, masks, cut, tile)
     )
-    surest = {k: max(a[k] for a in alone) for k in alone[0]} | {
-        'image_scores': image_scores.max(),
-        'tile_scores': sights,
-    }
+    surest = {k: max(a[k] for a in alone) for k in alone[0]} | {'image_scores': image_scores.max(),
+        'tile_scores': sights}
     surest['finite'] = np.bool_(all(a['finite'] for a in alone))
-    whole = Findings(
-        boxes,
-        scores,
-        np.ones(len(boxes), bool),
-        _one_name(boxes, scores, labels, cut, tile),
-        squares,
-        masks,
-        joint,
-        **surest,
-    )
+    whole = Findings(boxes, scores, np.ones(len(boxes), bool), _one_name(boxes, scores, labels, cut, tile), squares,
+        masks, joint, **surest)
     return whole, Placement(place.bucket, 1., 0, 0, h, w, h, w)
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #385828ca

@@ -69,6 +69,7 @@ def _sizes(zones):
     sizes = [(256, 256), (192, 512), (768, 1024), *(tuple(np.maximum(f, 256)) for f in far)]
     return [] if max(map(max, sizes)) > 4096 else sizes
 
+# %% ../../../nbs/06_domains/surface/05_zones.ipynb #d1d7e023
 def share_covered(
     zones:Sequence[ZoneSpec],
     mm_per_px:float|None=None,

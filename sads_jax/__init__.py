@@ -2,6 +2,8 @@
 
 Modules:
 
+- `sads_jax.core.drawing`: A photograph with what was found on it, as SVG over an embedded JPEG
+- `sads_jax.core.templates`: Pages and drawings from templates that lie beside the code that fills them
 - `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
 - `sads_jax.data.failures`: What cameras, lights and cables make of a good photograph, to test a line with
 - `sads_jax.data.recognise`: What a folder of photographs is, and what is in it, before anybody has to know a parameter

@@ -99,3 +99,9 @@ class InspectionReport(_Record):
     part_id: str|None = None
     station_id: str|None = None
     timings_ms: dict[str, float] = Field(default_factory=dict, description='per stage [ms]; the one field that differs between two runs')
+
+    def _repr_html_(self) -> str:
+        "Verdict, reasons and defects, for a notebook; `core.drawing.report_html` also draws the photograph"
+        from sads_jax.core.templates import render  # jinja2: where a report is shown, not where parts are judged
+        return str(render('core/templates/inspection.html.jinja', report=self, picture=None))
+

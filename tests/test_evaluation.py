@@ -15,12 +15,13 @@ from pycocotools.cocoeval import COCOeval
 from scipy.stats import binom, binomtest, mannwhitneyu
 from sklearn import metrics as sk
 
+from sads_jax.core.drawing import outline_path
 from sads_jax.core.errors import DataError, ImageError, UnknownKind
 from sads_jax.core.params import EscapeThreshold, F1Threshold, FixedThreshold, OverkillThreshold, ThresholdSpec
 from sads_jax.core.types import RLE, Defect, Findings, InspectionReport, Verdict
 from sads_jax.data.images import letterbox
 from sads_jax.data.records import Annotation, ImageRecord, InspectionData, annotate_mask, class_map
-from sads_jax.evaluation import evaluate, metrics, operating, report
+from sads_jax.evaluation import evaluate, gallery, metrics, operating, report
 
 few = settings(max_examples=60, deadline=None)
 scored = st.lists(st.tuples(st.booleans(), st.sampled_from([i/8 for i in range(9)])), min_size=1, max_size=40) # many ties
@@ -541,11 +542,11 @@ def test_outline_is_the_boundary(seed):
     import re
     mask = np.random.default_rng(seed).random((9, 11)) < .5
     edges = np.zeros((9, 12), int)
-    for x, y1, y2 in re.findall(r'M(\d+) (\d+)V(\d+)', report.outline_path(mask)): edges[int(y1):int(y2), int(x)] += 1
+    for x, y1, y2 in re.findall(r'M(\d+) (\d+)V(\d+)', outline_path(mask)): edges[int(y1):int(y2), int(x)] += 1
     np.testing.assert_array_equal(np.cumsum(edges, 1)[:, :-1] % 2 == 1, mask)
-    turned = report.outline_path(mask.T)
+    turned = outline_path(mask.T)
     swap = {f'M{b} {a}V{c}' for a, b, c in re.findall(r'M(\d+) (\d+)H(\d+)', turned)}
-    assert {f'M{a} {b}V{c}' for a, b, c in re.findall(r'M(\d+) (\d+)V(\d+)', report.outline_path(mask))} == swap
+    assert {f'M{a} {b}V{c}' for a, b, c in re.findall(r'M(\d+) (\d+)V(\d+)', outline_path(mask))} == swap
 
 
 def test_the_page_stands_alone_and_escapes_names(data, tmp_path):
@@ -580,6 +581,6 @@ def test_overlay_of_large_and_tiny_images():
         mask[h//3:h//2, w//3:w//2] = True
         r = ImageRecord(0, 'a.png', w, h, 'p', defective=True, classes=('pit',), annotations=annotate_mask(mask, 'pit'))
         row = metrics.Judged(r, _report(size=(w, h), defects=[_defect(mask, 'pit')]), None, metrics.make_boxes())
-        svg = report.overlay_svg(np.zeros((h, w, 3), np.uint8), row, CATS)
+        svg = gallery.overlay_svg(np.zeros((h, w, 3), np.uint8), row, CATS)
         assert svg.count('class="halo"') == 2 and max(map(int, svg.split('viewBox="0 0 ')[1].split('"')[0].split())) <= 420
     assert class_map(r, CATS).max() == 2

@@ -8,165 +8,92 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/explorer.html.md"""
 __all__ = ['all_intervals', 'explorer_numbers', 'pick_pictures', 'write_explorer']
 
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #fc7a95c5
-import json
-from html import escape as _h
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
-from ..core.errors import SADSError
 from ..core.files import mark, write_whole
+from ..core.templates import render
+from .charts import BLUE, RED, line_chart
 from .evaluate import Evaluation
-from .operating import operating_curve
-from .report import PAGE_POLICY, PAGE_STYLE, line_chart, overlay_svg
+from .gallery import shot
+from .operating import clopper_pearson, operating_curve
 
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #3c068617
 def all_intervals(
     n:int, # Out of how many
-    conf:float=.95,
-) -> list[list[float]]: # [n + 1][low, high], of 0, 1, … n; six decimals
+    conf:float=.95, # Confidence
+) -> list[tuple[float, float]]: # low, high of 0, 1, … n; six decimals
     "The Clopper-Pearson interval of every count out of `n`"
-    k, a = np.arange(n + 1), (1 - conf)/2
-    low = np.append(0, beta.ppf(a, k[1:], n - k[1:] + 1))
-    return np.stack([low, 1 - low[::-1]], 1).round(6).tolist() if n else [[0., 1.]]
+    return list(zip(*(ends.round(6).tolist() for ends in clopper_pearson(np.arange(n + 1), n, conf))))
 
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #8d13a63a
+def _known(evaluation):
+    "Rows that somebody labelled"
+    return [r for r in evaluation.rows if r.record.defective is not None]
+
 def explorer_numbers(
     evaluation:Evaluation,
-) -> dict[str, Any]: # thresholds (rising; between all scores), own (index of the one in use), images (score, bad, part), parts (bad), intervals by kind
-    "All that the page's script counts with; images nobody labelled are left out"
-    rows = _known(evaluation)
-    t = evaluation.context.get('threshold')
+) -> dict[str, Any]: # thresholds, own, images, parts, intervals
+    """All that the page's script counts with; images nobody labelled are left out
+
+    `thresholds` rise and lie between all scores, `own` is the index of the one in use, `images` are (score, bad,
+    index of the part), `parts` are bad or not, `intervals` hold a list for each kind of rate.
+    """
+    rows, t = _known(evaluation), evaluation.context.get('threshold')
     t = t.get('threshold') if isinstance(t, dict) else t
     scores, bad = [float(r.report.image_score) for r in rows], [bool(r.record.defective) for r in rows]
     cuts, index = operating_curve(scores, bad)[0], {}
     part = [index.setdefault(r.record.part_id, len(index)) for r in rows]
     bad_part = [False]*len(index)
     for p, b in zip(part, bad): bad_part[p] = bad_part[p] or b
-    own = int(np.searchsorted(np.unique(scores), .5 if t is None else float(t))) # as many distinct scores lie below it
-    if t is not None and len(cuts): cuts[own] = t # same gap, same sides, and the number people know
-    sizes = dict(escape_image=sum(bad), overkill_image=len(bad) - sum(bad), escape_part=sum(bad_part), overkill_part=len(bad_part) - sum(bad_part))
-    return dict(thresholds=[float(c) for c in cuts], own=own, images=[[s, int(b), p] for s, b, p in zip(scores, bad, part)], parts=[int(b) for b in bad_part],
+    own = int(np.searchsorted(np.unique(scores), .5 if t is None else float(t)))  # as many distinct scores lie below
+    if t is not None and len(cuts): cuts[own] = t  # same gap, same sides, and the number people know
+    sizes = dict(escape_image=sum(bad), overkill_image=len(bad) - sum(bad),
+        escape_part=sum(bad_part), overkill_part=len(bad_part) - sum(bad_part))
+    return dict(thresholds=[float(c) for c in cuts], own=own, parts=[int(b) for b in bad_part],
+        images=[[s, int(b), p] for s, b, p in zip(scores, bad, part)],
         intervals={k: all_intervals(n) for k, n in sizes.items()})
-
-def _known(evaluation): return [r for r in evaluation.rows if r.record.defective is not None]
 
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #01b4a001
 def pick_pictures(
     numbers:dict[str, Any], # As `explorer_numbers` gives
-    most:int,
+    most:int, # Pictures embedded at most
 ) -> set[int]: # indices into `images`
     "The images whose pictures are worth their bytes"
     scores, bad = np.array([i[0] for i in numbers['images']]), np.array([i[1] for i in numbers['images']], bool)
-    rank = np.searchsorted(np.unique(scores), scores) - numbers['own'] + .5 # below 0: passes now
+    rank = np.searchsorted(np.unique(scores), scores) - numbers['own'] + .5  # below 0: passes now
     wrong = (rank > 0) != bad
     return set(np.lexsort((np.arange(len(bad)), np.abs(rank), ~wrong))[:most].tolist())
 
-def _figures(e, numbers, most):
-    shown, out = pick_pictures(numbers, most), []
-    for i, r in enumerate(_known(e)):
-        picture = ''
-        if i in shown:
-            try: picture = overlay_svg(e.data.photograph(r.record), r, e.categories, side=200)
-            except SADSError as err: picture = f'<p class="small">{_h(str(err))}</p>'
-        truth = 'defective' + (f": {', '.join(r.record.classes)}" if r.record.classes else '') if r.record.defective else 'good'
-        out.append(f'<figure class="card shot" id="i{i}">{picture}<figcaption><b>{_h(truth)}</b> · score {r.report.image_score:.3f}<br>{_h(r.record.part_id)} · {_h(Path(r.record.file_name).name)}</figcaption></figure>')
-    return ''.join(out)
-
 # %% ../../nbs/07_evaluation/45_explorer.ipynb #79d19288
-_MORE_STYLE = '''
-.bar{position:sticky;top:0;z-index:1;background:#f6f7f8;padding:10px 0 12px;border-bottom:1px solid var(--line)}
-.bar input[type=range]{width:100%;height:28px;margin:0}
-.bar output{font-weight:650;font-variant-numeric:tabular-nums}
-.row{display:flex;flex-wrap:wrap;gap:6px 22px;align-items:baseline}
-.row input[type=number]{width:7em;font:inherit}
-button{font:inherit;padding:2px 10px;cursor:pointer}
-.two{grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));align-items:start}
-.figures td{white-space:normal;vertical-align:top}
-.shots{grid-template-columns:repeat(auto-fill,minmax(min(170px,100%),1fr))}
-h3 small{font-weight:400;color:var(--grey)}
-[hidden]{display:none}
-'''
-
-_SCRIPT = '''
-const D = JSON.parse(document.getElementById('data').textContent), $ = id => document.getElementById(id), T = D.thresholds;
-const figures = D.images.map((_, i) => $('i' + i)), distinct = [...new Set(D.images.map(x => x[0]))].sort((a, b) => a - b);
-const indexOf = v => { let i = 0; while (i < distinct.length && distinct[i] < v) i++; return i; };
-function counts(t) {
-  const c = {escape_image: 0, overkill_image: 0, escape_part: 0, overkill_part: 0}, hurt = new Set();
-  for (const [s, bad, p] of D.images) {
-    const stopped = s >= t;
-    if (bad && !stopped) { c.escape_image++; hurt.add(p); }
-    if (!bad && stopped) { c.overkill_image++; if (!D.parts[p]) hurt.add(p); }
-  }
-  for (const p of hurt) c[D.parts[p] ? 'escape_part' : 'overkill_part']++;
-  return c;
-}
-const percent = v => (100*v).toFixed(1) + ' %';
-function show(i) {
-  const t = T[i], own = T[D.own], c = counts(t);
-  $('threshold').textContent = t.toFixed(4);
-  for (const k in c) {
-    const n = D.intervals[k].length - 1, [low, high] = D.intervals[k][c[k]];
-    $(k).textContent = n ? c[k] + ' of ' + n : 'none there';
-    $(k).dataset.count = c[k];
-    $(k + '_interval').textContent = n ? percent(c[k]/n) + '; the true rate lies between ' + percent(low) + ' and ' + percent(high) : '';
-    $(k + '_interval').dataset.low = low; $(k + '_interval').dataset.high = high;
-  }
-  const x = 52 + Math.min(Math.max(t, 0), 1)*354;
-  $('cursor').setAttribute('d', 'M' + x + ' 28V206');
-  const groups = {new_escape: [], caught: [], new_overkill: [], spared: [], escape: [], overkill: []};
-  D.images.forEach(([s, bad], j) => {
-    const now = s >= t, before = s >= own;
-    figures[j].hidden = true;
-    if (now !== before) groups[bad ? (now ? 'caught' : 'new_escape') : (now ? 'new_overkill' : 'spared')].push(j);
-    else if (bad && !now) groups.escape.push(j);
-    else if (!bad && now) groups.overkill.push(j);
-  });
-  for (const g in groups) {
-    const up = g === 'escape' || g === 'new_escape' || g === 'spared' ? 1 : -1;
-    groups[g].sort((a, b) => up*(D.images[a][0] - D.images[b][0]) || a - b);
-    $(g + '_n').textContent = groups[g].length;
-    $(g).hidden = !groups[g].length;
-    const box = $(g).querySelector('.grid');
-    for (const j of groups[g]) { figures[j].hidden = false; box.appendChild(figures[j]); }
-  }
-  const changed = groups.new_escape.length + groups.caught.length + groups.new_overkill.length + groups.spared.length;
-  $('changed').textContent = i === D.own ? 'This is the threshold in use.' : changed + (changed === 1 ? ' photograph changes' : ' photographs change') + ' sides against the threshold in use.';
-  $('changed').dataset.count = changed;
-}
-function go(i) { $('slider').value = i; show(i); }
-function cheapest() {
-  const price = Math.max(0, Number($('price').value) || 0);
-  let best = 0, least = Infinity;
-  T.forEach((t, i) => { const c = counts(t), cost = price*c.escape_part + c.overkill_part; if (cost < least - 1e-9) { least = cost; best = i; } });
-  go(best);
-}
-$('slider').max = T.length - 1;
-$('slider').addEventListener('input', e => show(Number(e.target.value)));
-$('own').addEventListener('click', () => go(D.own));
-$('exact').addEventListener('change', e => { if (e.target.value !== '') go(indexOf(Number(e.target.value))); });
-$('cheapest').addEventListener('click', cheapest);
-go(D.own);
-'''
-
-_GROUPS = (('new_escape', 'Defective, and would now pass'), ('caught', 'Defective, and would now be stopped'), ('new_overkill', 'Good, and would now be stopped'),
-    ('spared', 'Good, and would now pass'), ('escape', 'Pass, though defective'), ('overkill', 'Are stopped, though good'))
+_GROUPS = (('new_escape', 'Defective, and would now pass'), ('caught', 'Defective, and would now be stopped'),
+    ('new_overkill', 'Good, and would now be stopped'), ('spared', 'Good, and would now pass'),
+    ('escape', 'Pass, though defective'), ('overkill', 'Are stopped, though good'))
 
 def _curve(numbers):
-    "Escape and overkill of parts by threshold"
+    "Escape and overkill of parts by threshold, with a line for the script to move"
     s, b, p = (np.array(c) for c in zip(*numbers['images']))
     bad = np.array(numbers['parts'], bool)
     least, most = np.full(len(bad), np.inf), np.full(len(bad), -np.inf)
     np.minimum.at(least, p[b > 0], s[b > 0])
     np.maximum.at(most, p, s)
     t = np.array(numbers['thresholds'])
-    rate = lambda hits, n: hits.sum(1)/n if n else [None]*len(t)
-    chart = line_chart([('parts that escape', '#b4413c', t, rate(least[bad] < t[:, None], int(bad.sum()))), ('good parts stopped', '#2f6db5', t, rate(most[~bad] >= t[:, None], int((~bad).sum())))],
-        x='threshold', y='rate', step=True, mark=(t[numbers['own']], 'in use'))
-    return chart.removesuffix('</svg>') + '<path id="cursor" stroke="#e8751a" stroke-width="2"/></svg>'
+    def rate(hits, n): return hits.sum(1)/n if n else [None]*len(t)
+    escape, overkill = least[bad] < t[:, None], most[~bad] >= t[:, None]
+    return line_chart([('parts that escape', RED, t, rate(escape, int(bad.sum()))),
+        ('good parts stopped', BLUE, t, rate(overkill, int((~bad).sum())))],
+        x='threshold', y='rate', step=True, mark=(t[numbers['own']], 'in use'), cursor=True)
+
+def _explorer_page(e, pictures):
+    "The page of an evaluation with labelled photographs"
+    numbers = explorer_numbers(e)
+    shown = pick_pictures(numbers, pictures)
+    shots = [shot(e, r, side=200, picture=i in shown, verdict=False) for i, r in enumerate(_known(e))]
+    return render('evaluation/templates/explorer.html.jinja', numbers=numbers, groups=_GROUPS, shots=shots,
+        images=len(numbers['images']), parts=len(numbers['parts']), curve=_curve(numbers),
+        model=str(e.context.get('model_version', 'unknown')))
 
 def write_explorer(
     evaluation:Evaluation,
@@ -175,27 +102,9 @@ def write_explorer(
     pictures:int=200, # Most photographs embedded
 ) -> Path: # explorer.html
     "Write explorer.html: one file, nothing fetched; the same evaluation gives the same bytes"
-    e, path = evaluation, Path(folder)/'explorer.html'
+    path = Path(folder)/'explorer.html'
     mark(path.parent)
-    if not _known(e):
-        write_whole(path, f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_POLICY}<title>Where to draw the line</title><style>{PAGE_STYLE}</style></head>'
-            '<body><main><h1>Where to draw the line</h1><p>Nobody said of any photograph whether it is defective, so there is nothing to weigh.</p></main></body></html>\n')
-        return path
-    numbers = explorer_numbers(e)
-    row = lambda key, name: f'<tr><th>{name}</th>' + ''.join(f'<td><b id="{key}_{u}"></b><br><span class="small" id="{key}_{u}_interval"></span></td>' for u in ('part', 'image')) + '</tr>'
-    groups = ''.join(f'<section id="{k}" hidden><h3>{head} <small>(<span id="{k}_n"></span>)</small></h3><div class="grid shots"></div></section>' for k, head in _GROUPS)
-    data = json.dumps(numbers, separators=(',', ':')).replace('<', '\\u003c')
-    write_whole(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'; base-uri \'none\'; form-action \'none\'">'
-        f'<title>Where to draw the line</title><style>{PAGE_STYLE}{_MORE_STYLE}</style></head><body><main><h1>Where to draw the line</h1>'
-        f'<p class="sub">{len(numbers["images"])} photographs of {len(numbers["parts"])} parts · model <code>{_h(str(e.context.get("model_version", "unknown")))}</code> · by the image score alone: rules and the review band come on top</p>'
-        '<div class="bar"><label class="row" for="slider"><span>Threshold <output id="threshold"></output></span><span id="changed" class="small" aria-live="polite"></span></label>'
-        '<input type="range" id="slider" min="0" step="1" value="0" aria-label="threshold">'
-        '<div class="row small"><button id="own">Back to the one in use</button><label>or type one: <input type="number" id="exact" min="0" max="1" step="any"></label>'
-        '<label>An escape costs as much as <input type="number" id="price" min="0" step="any" value="20"> stopped good parts: <button id="cheapest">cheapest threshold</button></label></div></div>'
-        '<div class="grid two" style="margin-top:18px"><div class="scroll"><table class="figures"><thead><tr><th></th><th>by part</th><th>by photograph</th></tr></thead><tbody>'
-        f'{row("escape", "defective, passed")}{row("overkill", "good, stopped")}</tbody></table><p class="small">Intervals are exact (Clopper-Pearson, 95 %). A part escapes if one of its defective photographs passes. '
-        'The more often you move the slider on the same photographs, the less the figures say of other ones: decide on calibration parts, and read the result here.</p></div>'
-        f'<figure class="card">{_curve(numbers)}</figure></div>{groups}<div hidden>{_figures(e, numbers, pictures)}</div></main>'
-        f'<script type="application/json" id="data">{data}</script><script>{_SCRIPT}</script></body></html>\n')
+    empty = not _known(evaluation)
+    write_whole(path, render('evaluation/templates/explorer_empty.html.jinja') if empty
+        else _explorer_page(evaluation, pictures))
     return path

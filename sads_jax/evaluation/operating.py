@@ -29,17 +29,18 @@ from .metrics import Judged, MetricFactory
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #b81199b0
 def clopper_pearson(
-    k:int, # How often it happened
+    k:int|np.ndarray, # How often it happened; int [...] gives arrays
     n:int, # Out of how many
     conf:float=.95, # Confidence
-) -> tuple[float, float]: # Lowest and highest rate that the count is compatible with; (0, 1) when n is 0
-    "Exact interval of a rate; `ValueError` unless 0 <= k <= n and 0 < conf < 1"
-    if not 0 <= k <= n: raise ValueError(f'{k} out of {n} is no count')
+) -> tuple[float, float]|tuple[np.ndarray, np.ndarray]: # Lowest and highest compatible rate; 0 and 1 when n is 0
+    "Exact interval of a rate, from beta quantiles; `ValueError` unless 0 <= k <= n and 0 < conf < 1"
+    counts = np.asarray(k)
+    if counts.size and not (0 <= counts.min() and counts.max() <= n): raise ValueError(f'{k} out of {n} is no count')
     if not 0 < conf < 1: raise ValueError(f'a confidence lies between 0 and 1, not at {conf}')
     a = (1 - conf)/2
-    low = 0. if k == 0 else float(beta.ppf(a, k, n - k + 1))
-    high = 1. if k == n else float(beta.ppf(1 - a, k + 1, n - k))
-    return low, high
+    low = np.where(counts == 0, 0., beta.ppf(a, counts, n - counts + 1))
+    high = np.where(counts == n, 1., beta.ppf(1 - a, counts + 1, n - counts))
+    return (low, high) if counts.ndim else (float(low), float(high))
 
 def rate(
     k:int, # How often it happened

@@ -7,7 +7,7 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/qualification.html.md"""
 # %% auto #0
 __all__ = ['Check', 'golden_check', 'read_golden', 'read_shots_table', 'read_shots', 'repeatability', 'repeatability_check',
            'cohen_kappa', 'fleiss_kappa', 'read_ratings', 'model_ratings', 'Agreement', 'agreement', 'agreement_check',
-           'write_qualification', 'print_pdf']
+           'print_pdf', 'write_qualification']
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #bd0a4a81
 import csv
@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape as _h
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ import numpy as np
 
 from ..core.errors import DataError, SADSError
 from ..core.files import write_whole
+from ..core.templates import render
 from ..core.types import InspectionReport, Verdict
 from .operating import rate, rate_text
-from .report import PAGE_POLICY, PAGE_STYLE
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #841489d3
 @dataclass(frozen=True)
@@ -240,16 +239,32 @@ def agreement_check(
     return Check('Agreement of model and people', not low, text, ('', 'verdicts', 'kappa', '95 %', 'alike with oneself', 'defective, passed', 'good, stopped'), tuple(rows))
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #5bf5f8e1
-_PRINT = '''
-@page{size:A4;margin:16mm}
-main{max-width:880px}
-table{width:100%;margin:8px 0}
-td,th{white-space:normal;text-align:left}
-.mark{float:right;font-size:14px}
-.sign{display:grid;grid-template-columns:1fr 1fr 1fr;gap:28px;margin-top:64px}
-.sign div{border-top:1px solid var(--ink);padding-top:4px;font-size:13px;color:var(--grey)}
-@media print{body{background:#fff}h2{break-after:avoid}tr{break-inside:avoid}main{padding:0}}
-'''
+_CHROMIUM = ('--headless', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync', '--no-pdf-header-footer')
+
+def print_pdf(
+    page:Path, # An HTML file
+    pdf:Path, # To be written
+    seconds:float=60, # Longest wait [s]
+) -> Path: # `pdf`
+    "Print a page with Chromium; `SADSError` if there is none, or if it fails"
+    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if browser is None:
+        raise SADSError('no Chromium to print a PDF with', where=pdf,
+            remedy='Install chromium, or name a file that ends in .html')
+    with tempfile.TemporaryDirectory() as profile:
+        printed = Path(profile)/'page.pdf'
+        sandbox = ['--no-sandbox'] if os.geteuid() == 0 else []
+        command = [browser, *_CHROMIUM, *sandbox, f'--user-data-dir={profile}', f'--print-to-pdf={printed}',
+            Path(page).absolute().as_uri()]
+        try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired as e:
+            raise SADSError(f'Chromium took more than {seconds:g} s', where=pdf, remedy='Write HTML instead') from e
+        if not done.returncode and printed.is_file():
+            write_whole(pdf, printed.read_bytes())
+            return Path(pdf)
+    raise SADSError('Chromium could not print it', where=pdf,
+        remedy=(done.stderr.strip().splitlines() or ['Write HTML instead'])[-1])
 
 def write_qualification(
     checks:Sequence[Check],
@@ -259,38 +274,11 @@ def write_qualification(
 ) -> Path:
     "The checks as one printable page with a line to sign; `SADSError` if a PDF is asked for and there is no Chromium"
     path = Path(path)
-    passed = all(c.passed for c in checks)
-    def one(c):
-        head = ''.join(f'<th>{_h(x)}</th>' for x in c.columns)
-        body = ''.join('<tr>' + ''.join(f'<td>{_h(x)}</td>' for x in r) + '</tr>' for r in c.rows)
-        return f'<h2>{_h(c.name)} {_mark(c.passed)}</h2><p>{_h(c.text)}</p>' + (f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' if c.rows else '')
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{PAGE_POLICY}<title>Station qualification</title><style>{PAGE_STYLE}{_PRINT}</style></head><body><main>'
-        f'<h1>Station qualification {_mark(passed)}</h1><p class="sub">{" · ".join(f"{_h(k)} {_h(v)}" for k, v in (facts or {}).items())}</p>{"".join(map(one, checks))}'
-        '<div class="sign"><div>date</div><div>name</div><div>signature</div></div></main></body></html>\n')
+    page = render('evaluation/templates/qualification.html.jinja', checks=checks, facts=facts or {},
+        passed=all(c.passed for c in checks))
     if path.suffix != '.pdf':
         write_whole(path, page)
         return path
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'page.html').write_text(page, encoding='utf-8')
         return print_pdf(Path(d)/'page.html', path)
-
-def _mark(passed): return f'<span class="mark chip {"PASS" if passed else "FAIL"}">{"passed" if passed else "not passed"}</span>'
-
-def print_pdf(
-    page:Path, # An HTML file
-    pdf:Path, # To be written
-    seconds:float=60, # Longest wait
-) -> Path: # `pdf`
-    "Print a page with Chromium; `SADSError` if there is none, or if it fails"
-    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if browser is None: raise SADSError('no Chromium to print a PDF with', where=pdf, remedy='Install chromium, or name a file that ends in .html')
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, '--headless', *(['--no-sandbox'] if os.geteuid() == 0 else []), '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
-            f'--user-data-dir={profile}', '--no-pdf-header-footer', f'--print-to-pdf={Path(profile)/"page.pdf"}', Path(page).absolute().as_uri()]
-        try: done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        except subprocess.TimeoutExpired as e: raise SADSError(f'Chromium took more than {seconds:g} s', where=pdf, remedy='Write HTML instead') from e
-        printed = Path(profile)/'page.pdf'
-        if not done.returncode and printed.is_file():
-            write_whole(pdf, printed.read_bytes())
-            return Path(pdf)
-    raise SADSError('Chromium could not print it', where=pdf, remedy=(done.stderr.strip().splitlines() or ['Write HTML instead'])[-1])

@@ -43,7 +43,11 @@ def picture_bytes(
         cause = getattr(e, 'strerror', None) or e
         raise ImageError(f'cannot be read: {cause}', where=where, remedy='Check its permissions') from e
     if len(data) > most:
-        raise ImageError(f'the file is larger than {most/2**20:.0f} MiB', where=where, remedy='Save one photograph in a file of its own')
+        raise ImageError(
+            f'the file is larger than {most / 2**20:.0f} MiB',
+            where=where,
+            remedy='Save one photograph in a file of its own',
+        )
     return data
 
 # %% ../../nbs/00_core/45_pictures.ipynb #64d03a8c
@@ -61,7 +65,8 @@ def open_picture(
     w, h = im.size
     if w*h > max_megapixels*1e6: raise _too_large(f'{w} x {h} px is {w*h/1e6:.0f} megapixels', where, max_megapixels)
     frames = _further_frames(im, len(data))
-    if frames: raise ImageError(f'holds {frames} frames', where=where, remedy='Save the one to be judged as a file of its own')
+    if frames:
+        raise ImageError(f'holds {frames} frames', where=where, remedy='Save the one to be judged as a file of its own')
     return im
 
 def decode(
@@ -97,7 +102,9 @@ def _further_frames(im, size):
     except _BROKEN: return 'several'
 
 def _damaged(kind, cause, where):
-    return ImageError(f'truncated or damaged {kind} file: {str(cause) or type(cause).__name__}', where=where, remedy=_AGAIN)
+    return ImageError(
+        f'truncated or damaged {kind} file: {str(cause) or type(cause).__name__}', where=where, remedy=_AGAIN
+    )
 
 def _too_large(what, where, max_megapixels):
     return ImageError(f'{what}, over the limit of {max_megapixels:g} megapixels', where=where,

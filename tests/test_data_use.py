@@ -110,11 +110,11 @@ def test_planted_twin_is_found_and_refused(photos, tmp_path):
     assert any({1, 2, 99} <= set(ids) for ids in grouped.values())
 
 def test_similarity_is_symmetric_and_blocks_do_not_matter(photos):
-    looks = S.look(photos)
-    whole = S.near_duplicates(photos, .3, looks=looks)
-    assert whole and {t[:2] for t in whole} == {t[:2] for t in S.near_duplicates(photos, .3, looks=looks, block=7)}
+    thumbnails = S.read_thumbnails(photos)
+    whole = S.near_duplicates(photos, .3, thumbnails=thumbnails)
+    assert whole and {t[:2] for t in whole} == {t[:2] for t in S.near_duplicates(photos, .3, thumbnails=thumbnails, block=7)}
     backwards = replace(photos, images=photos.images[::-1])
-    again = S.near_duplicates(backwards, .3, looks=S.Looks(*(v[::-1] for v in looks)))
+    again = S.near_duplicates(backwards, .3, thumbnails=S.Thumbnails(*(v[::-1] for v in thumbnails)))
     assert [t[:2] for t in again] == [t[:2] for t in whole] or {t[:2]: t[2] for t in again} == pytest.approx({t[:2]: t[2] for t in whole}, abs=2e-4)
 
 def test_blank_photographs_are_not_twins(photos, tmp_path):
@@ -125,13 +125,13 @@ def test_blank_photographs_are_not_twins(photos, tmp_path):
     assert S.near_duplicates(InspectionData(tmp_path, (), tuple(ims)), .5) == []
 
 def test_shortcut_is_found(photos):
-    looks = S.look(photos)
-    honest = S.shortcut_audit(photos, looks=looks)
+    thumbnails = S.read_thumbnails(photos)
+    honest = S.shortcut_audit(photos, thumbnails=thumbnails)
     assert set(honest) == {'width', 'height', 'aspect', 'mean', 'std', 'format', 'exposure', 'size', 'all'}
     renamed = replace(photos, images=tuple(replace(r, exposure='b' if r.defective else 'a') for r in photos.images))
-    told = S.shortcut_audit(renamed, looks=looks)
+    told = S.shortcut_audit(renamed, thumbnails=thumbnails)
     assert told['exposure'] > .9 > honest['exposure'] and S.shortcut_warnings(told)
-    assert honest == S.shortcut_audit(photos, looks=looks)
+    assert honest == S.shortcut_audit(photos, thumbnails=thumbnails)
 
 def test_split_file_and_fingerprint(photos, tmp_path):
     split = S.split_parts(photos, SPEC, 0)

@@ -210,9 +210,9 @@ def test_suspects_by_the_definition():
     for i, (row, label) in enumerate(zip(p, labels)):
         sure = [k for k in range(3) if row[k] >= bar[k]]
         if sure and (best := max(sure, key=lambda k: row[k])) != label: want[i] = best
-    who, looks = suspects.confident_disagreement(p, labels)
-    assert dict(zip(who.tolist(), looks.tolist())) == want
-    margin = [p[i, k] - p[i, labels[i]] for i, k in zip(who, looks)]
+    who, predicted = suspects.confident_disagreement(p, labels)
+    assert dict(zip(who.tolist(), predicted.tolist())) == want
+    margin = [p[i, k] - p[i, labels[i]] for i, k in zip(who, predicted)]
     assert margin == sorted(margin, reverse=True)
 
 def write_report(folder, verdicts, scores=None, name=lambda i: f'{i}.png', part=lambda i: f'p{i}', bad=lambda i: i % 2 == 0):

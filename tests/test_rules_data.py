@@ -115,7 +115,7 @@ def test_a_pipeline_measures_zones_and_contrast_and_a_stored_report_is_judged_al
     assert d.zones == {'rim': float((mask & rim).sum())} and 'left' not in d.zones
     inside, outside = photo[15:25, 45:55].mean()/255, photo[40:, :20].mean()/255
     assert d.contrast == pytest.approx(inside - outside, abs=.05)
-    assert r.reasons[0].text == f"FAIL: crack {R._number(round(d.zones['rim']/100, 4))} mm² > 0.9 mm² in zone rim (rim)" and r.reasons[0].zone == 'rim'
+    assert r.reasons[0].text == f"FAIL: crack {R.short_number(round(d.zones['rim']/100, 4))} mm² > 0.9 mm² in zone rim (rim)" and r.reasons[0].zone == 'rim'
     assert R.rejudge(r, decision) == (r.verdict, r.reasons)
     bare = r.model_copy(update={'defects': [d.model_copy(update={'zones': {}, 'area_mm2': None})]})
     assert R.rejudge(bare, decision) == (r.verdict, r.reasons)  # measured anew from the stored mask

@@ -55,7 +55,7 @@ class Augmentation(NamedTuple):
     contrast: float = .2 # about the mean of the photograph, as `scale`
     gamma: float = .15 # as `scale`
     noise: float = .02 # standard deviation, of full scale
-    keep: float = .3 # a box stays valid if this share of it stays on the canvas
+    least_visible: float = .3 # a box stays valid if this share of it stays on the canvas
     turns: bool = True # quarter turns among the symmetries; a brushed or rolled surface has a grain that they would turn
 
 NO_AUGMENTATION = Augmentation(False, *[0.]*9)
@@ -108,18 +108,18 @@ def _bilinear(flat, x, y, h, w):
     top = flat[j0+i0]*(1-fx) + flat[j0+i1]*fx
     return jnp.where(inside, top*(1-fy) + (flat[j1+i0]*(1-fx) + flat[j1+i1]*fx)*fy, _PAD)
 
-def _move_boxes(boxes, valid, m, shift, h, w, keep):
+def _move_boxes(boxes, valid, m, shift, h, w, least_visible):
     "Boxes around the moved corners, clipped, and which of them are still worth having"
     size = jnp.array([w, h], jnp.float32)
     corners = boxes[..., jnp.array([[0, 1], [2, 1], [2, 3], [0, 3]])] - size/2
     p = corners[..., :1]*m[:, None, None, :, 0] + corners[..., 1:]*m[:, None, None, :, 1] + (size/2 + shift*size)[:, None, None]
     whole = jnp.concatenate([p.min(-2), p.max(-2)], -1)
-    return _clip(whole, whole, valid, h, w, keep)
+    return _clip(whole, whole, valid, h, w, least_visible)
 
-def _clip(boxes, whole, valid, h, w, keep):
+def _clip(boxes, whole, valid, h, w, least_visible):
     out = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))
     sides, full = out[..., 2:] - out[..., :2], whole[..., 2:] - whole[..., :2]
-    ok = valid & (sides.min(-1) > 0) & (sides.prod(-1) >= keep*full.prod(-1))
+    ok = valid & (sides.min(-1) > 0) & (sides.prod(-1) >= least_visible*full.prod(-1))
     return jnp.where(ok[..., None], out, 0), ok
 
 # %% ../../nbs/02_data/80_augment.ipynb #08079943
@@ -186,7 +186,7 @@ def augment(
         images = jax.vmap(lambda im, x, y: _bilinear(im.reshape(h*w, c), x, y, h, w))(images, x, y)
         near = jax.vmap(lambda a, x, y: _nearest(a.reshape(-1), x, y, h, w))
         content, class_map = near(content, x, y), near(class_map, x, y)
-        boxes, valid = _move_boxes(boxes, valid, m, shift, h, w, spec.keep)
+        boxes, valid = _move_boxes(boxes, valid, m, shift, h, w, spec.least_visible)
         if instance_map is not None:
             tight, seen = instance_boxes(near(instance_map, x, y), boxes.shape[1])
             boxes = jnp.where((valid & seen)[..., None], tight, boxes)

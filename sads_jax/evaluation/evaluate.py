@@ -196,7 +196,7 @@ def curve_tables(
         classes=(('class', *columns), [(c, *(d.get(k) for k in columns)) for c, d in evaluation.metrics['classes'].items()]),
         slices=(('by', 'slice', 'images', 'parts', 'escaped', 'defective_parts', 'overkilled', 'good_parts', 'worse'), [(s['by'], s['slice'], s['images'], s['parts'],
             s['escape']['count'], s['escape']['of'], s['overkill']['count'], s['overkill']['of'], ' '.join(s['worse'])) for s in sliced.get('table', ())]),
-        suspects=(('image_id', 'file_name', 'part_id', 'label', 'looks', 'score'), [tuple(s.values()) for s in doubted.get('list', ())]),
+        suspects=(('image_id', 'file_name', 'part_id', 'label', 'predicted', 'score'), [tuple(s.values()) for s in doubted.get('list', ())]),
         reliability=(('said', 'defective', 'images'), [(b['said'], b['defective'], b['images']) for b in said.get('table', ())]),
         pod=(('size', 'pod', 'size_95'), [(c['size'], c['p'], c['sure']) for c in found.get('curve', ())]),
         scores=(('image_id', 'file_name', 'part_id', 'defective', 'image_score', 'verdict'),

@@ -25,11 +25,11 @@ def confident_disagreement(
     if not len(labels): return np.zeros(0, int), np.zeros(0, int)
     usual = np.array([probs[labels == k, k].mean() if (labels == k).any() else np.inf for k in range(probs.shape[1])])
     sure = np.where(probs >= usual, probs, -np.inf)
-    looks = sure.argmax(1)
-    suspect = np.flatnonzero(np.isfinite(sure.max(1)) & (looks != labels))
-    margin = probs[suspect, looks[suspect]] - probs[suspect, labels[suspect]]
+    predicted = sure.argmax(1)
+    suspect = np.flatnonzero(np.isfinite(sure.max(1)) & (predicted != labels))
+    margin = probs[suspect, predicted[suspect]] - probs[suspect, labels[suspect]]
     order = np.lexsort((suspect, -margin))
-    return suspect[order], looks[suspect][order]
+    return suspect[order], predicted[suspect][order]
 
 # %% ../../nbs/07_evaluation/26_suspects.ipynb #05a24bd7
 @MetricFactory.register('suspects')
@@ -42,10 +42,10 @@ class SuspectsMetric:
         if row.record.defective is not None: self.rows.append((row.report.image_score, row.record))
 
     def result(self) -> dict[str, Any]:
-        "suspects (number), good_bar, defective_bar (scores from which on a photograph confidently looks so), list: image_id, file_name, part_id, label, looks, score; the most confident first"
+        "suspects (number), good_bar, defective_bar (scores from which on a photograph confidently looks so), list: image_id, file_name, part_id, label, predicted, score; the most confident first"
         score, y = np.array([s for s, _ in self.rows], float), np.array([r.defective for _, r in self.rows], int)
-        who, looks = confident_disagreement(np.stack([1 - score, score], 1), y)
+        who, predicted = confident_disagreement(np.stack([1 - score, score], 1), y)
         name = ('good', 'defective')
         mean = lambda k: float(score[y == k].mean()) if (y == k).any() else None
-        return dict(suspects=len(who), good_bar=mean(0), defective_bar=mean(1), list=[dict(image_id=r.id, file_name=r.file_name, part_id=r.part_id, label=name[y[i]], looks=name[k], score=float(s))
-            for i, k in zip(who[:self.most], looks) for s, r in [self.rows[i]]])
+        return dict(suspects=len(who), good_bar=mean(0), defective_bar=mean(1), list=[dict(image_id=r.id, file_name=r.file_name, part_id=r.part_id, label=name[y[i]], predicted=name[k], score=float(s))
+            for i, k in zip(who[:self.most], predicted) for s, r in [self.rows[i]]])

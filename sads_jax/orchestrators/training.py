@@ -205,12 +205,12 @@ class CVTrainingOrchestrator:
         spec = self.params.split
         with self._stage('split'):
             data = self.data()
-            looks = splits.look(data, progress=lambda items: self.progress.track(items, 'look at photographs', len(items)))
-            twins = splits.near_duplicates(data, spec.near_duplicate, looks=looks)
+            thumbnails = splits.read_thumbnails(data, progress=lambda items: self.progress.track(items, 'look at photographs', len(items)))
+            twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
             split = splits.split_parts(data, spec, self.params.seed, twins)
             if not any(data.by_id[i].defective is not None for i in split['calibration']): raise _nothing_to_calibrate()
             audit = splits.audit_leaks(split, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
-            audit['shortcuts'] = splits.shortcut_audit(data, looks=looks)
+            audit['shortcuts'] = splits.shortcut_audit(data, thumbnails=thumbnails)
             with whole_folder(self.path('data', 'split')) as out:
                 splits.write_split(out/'split.json', split, splits.fingerprint(data, split))
                 _write_json(out/'audit.json', audit)
@@ -409,7 +409,7 @@ class CVTrainingOrchestrator:
         unknown = sorted(set(data.categories) - set(info.labels))
         notes = _notes(data, data_spec)
         if unknown: notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, and no name can be right for them.")
-        shortcuts = splits.shortcut_audit(data, looks=splits.look(data))
+        shortcuts = splits.shortcut_audit(data, thumbnails=splits.read_thumbnails(data))
         try:
             return self._judge(Path(bundle), data, None, Path(out), what='judge', context={'fingerprint': splits.fingerprint(data), 'shortcuts': shortcuts,
                 'notes': notes, 'split': f'all photographs of {data_spec.kind}', 'title': 'Inspection report on other data'})

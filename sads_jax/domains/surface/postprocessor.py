@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/06_domains/surface/postprocessor.html.
 
 # %% auto #0
 __all__ = ['Patch', 'paste_patch', 'patch_rle', 'patch_mask', 'touching', 'union', 'groups', 'contrast', 'unsound',
-           'SADSPostprocessor']
+           'SADSPostprocessor', 'unclipped_box']
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #0b5ca517
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from PIL import Image
 from ...core.params import DecisionSpec
 from ...core.types import RLE, Defect, Findings, Reason, Verdict
 from ...data.images import Placement, to_original
-from .rules import _number, check_decision, judge
+from .rules import short_number, check_decision, judge
 from .zones import zone_areas
 from ...ops.host import host_components, host_paste_mask, max_feret
 
@@ -232,7 +232,7 @@ class SADSPostprocessor:
         out = np.array(Image.fromarray(dense).resize((p.original_width, p.original_height), Image.Resampling.BILINEAR, box=window))
         fine, seen = np.zeros_like(out), np.zeros(out.shape, bool)
         for i in np.flatnonzero(findings.valid):
-            box = _unclipped(findings.crop_boxes[i], p, canvas)
+            box = unclipped_box(findings.crop_boxes[i], p, canvas)
             top, left, mask = paste_patch(findings.masks[i], box, p.original_height, p.original_width)
             window = np.s_[top:top+mask.shape[0], left:left+mask.shape[1]]
             fine[window] = np.maximum(fine[window], mask)
@@ -245,9 +245,9 @@ class SADSPostprocessor:
         if score < low: return None
         if score >= t:
             if defects: return None  # the rules decide
-            text = f'REVIEW: image score {_number(score)} >= {_number(t)}, but no defect could be outlined'
+            text = f'REVIEW: image score {short_number(score)} >= {short_number(t)}, but no defect could be outlined'
             return Reason(rule='no outline', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
-        text = f'REVIEW: image score {_number(score)} is between {_number(low)} and the threshold {_number(t)}'
+        text = f'REVIEW: image score {short_number(score)} is between {short_number(low)} and the threshold {short_number(t)}'
         return Reason(rule='review_margin', verdict=Verdict.REVIEW, text=text, measured=score, limit=t)
 
     def probability(self, score:float) -> float|None:
@@ -262,13 +262,13 @@ class SADSPostprocessor:
     def _unknown(self, score, findings):
         if score >= self.threshold or self.anomaly_limit is None: return None
         if (strange := self.anomaly(findings)) <= 1: return None
-        text = f'REVIEW: no defect, but unlike any good part seen: anomaly {_number(strange)} > 1'
+        text = f'REVIEW: no defect, but unlike any good part seen: anomaly {short_number(strange)} > 1'
         return Reason(rule='unknown', verdict=Verdict.REVIEW, text=text, measured=strange, limit=1.)
 
     def _patch(self, findings, i, box, p):
         "The mask of detection `i`: pieces that meet its box, or the box itself where there are none"
         h, w = p.original_height, p.original_width
-        square = _unclipped(findings.crop_boxes[i], p, (p.height/h, p.width/w))
+        square = unclipped_box(findings.crop_boxes[i], p, (p.height/h, p.width/w))
         top, left, probability = paste_patch(findings.masks[i], square, h, w)
         mask = probability >= self.decision.mask_threshold
         y0, x0, y1, x1 = _pixels(box, h, w)
@@ -301,7 +301,11 @@ def _pixels(box, h, w):
     x1, y1 = np.clip(np.rint(box[2:]), (x0+1, y0+1), (w, h)).astype(int)
     return int(y0), int(x0), int(y1), int(x1)
 
-def _unclipped(box, p, scale):
+def unclipped_box(
+    box:np.ndarray, # float [..., 4], x1, y1, x2, y2 [canvas px]
+    p:Placement, # Where the photograph lies on its canvas
+    scale:tuple[float, float], # canvas px per original px: down, across
+) -> np.ndarray: # float64 [..., 4] [original px]
     "A canvas box in original px, not clipped, so that its mask keeps its size"
     sy, sx = scale
     return (np.asarray(box, np.float64) - (p.left, p.top, p.left, p.top))/(sx, sy, sx, sy)

@@ -88,20 +88,19 @@ def _drawn(defect, scale, size):
 
 def photograph_svg(
     photograph:np.ndarray, # uint8 [H, W, 3]
-    report:InspectionReport, # What was found on it
+    found:Sequence[Defect]=(), # What a report says of it
     *,
     true_masks:Sequence[np.ndarray]=(), # bool [H, W] each
     true_boxes:Sequence[Sequence[float]]=(), # x1, y1, x2, y2 [px]
     side:int=420, # Longest side of the embedded picture [px]
-    name:str='photograph', # For people who hear the page
+    alt:str='a photograph', # For people who hear the page
 ) -> Markup: # SVG
     "The photograph with true outlines (cyan), reported outlines and boxes (orange), classes and scores"
     h, w = photograph.shape[:2]
     scale, size = drawing_size((w, h), side)
     truth = [outline_path(shrink_mask(m, size)) for m in true_masks] + [box_path(b, scale) for b in true_boxes]
     return render('core/templates/photograph.svg.jinja', width=size[0], height=size[1], truth=truth,
-        jpeg=_jpeg(photograph, size), found=[_drawn(d, scale, size) for d in report.defects],
-        alt=f'{name}: {report.verdict.value}, {len(report.defects)} reported')
+        jpeg=_jpeg(photograph, size), found=[_drawn(d, scale, size) for d in found], alt=alt)
 
 def report_html(
     report:InspectionReport,
@@ -110,5 +109,6 @@ def report_html(
     side:int=420, # Longest side of the embedded picture [px]
 ) -> str: # HTML of one block, with its style
     "A report as a notebook shows it: the picture with outlines, the verdict, and why"
-    picture = None if photograph is None else photograph_svg(photograph, report, side=side)
+    alt = f'{report.verdict.value}, {len(report.defects)} reported'
+    picture = None if photograph is None else photograph_svg(photograph, report.defects, side=side, alt=alt)
     return str(render('core/templates/inspection.html.jinja', report=report, picture=picture))

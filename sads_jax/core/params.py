@@ -11,13 +11,14 @@ __all__ = ['Share', 'Count', 'AtLeastOne', 'DataSpec', 'TrainerSpec', 'NameTrain
            'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec', 'GaussianAnomalySpec', 'PolygonZone',
            'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold',
            'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec',
-           'ExportSpec', 'EvaluateSpec', 'Params', 'override', 'field_problems', 'parse_params', 'load_params',
-           'dump_params']
+           'ExportSpec', 'EvaluateSpec', 'field_rows', 'params_html', 'Params', 'override', 'field_problems',
+           'parse_params', 'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 import copy
+import json
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -445,6 +446,49 @@ class EvaluateSpec(Spec):
     golden: Count = Field(8, description='images kept in the bundle with their expected reports')
     batch_size: AtLeastOne = Field(8, description='photographs judged together')
 
+# %% ../../nbs/00_core/30_params.ipynb #b0fd6682
+def field_rows(
+    spec:BaseModel, # `Params` or a section of it
+    default:BaseModel|None=None, # What it would be; None: what its class says
+    prefix:str='', # Dotted path of the section, with a dot at its end
+) -> list[dict[str, Any]]: # path, value, default, changed
+    "Every field below `spec`; a section of another kind than by default is held against its own kind's defaults"
+    rows = []
+    for name, f in type(spec).model_fields.items():
+        if name == 'kind': continue  # told with its section
+        path, value = f'{prefix}{name}', getattr(spec, name)
+        usual = getattr(default, name) if default is not None else None if f.is_required() else f.get_default()
+        if not isinstance(value, BaseModel):
+            rows.append(dict(path=path, value=value, default=usual, changed=value != usual))
+            continue
+        same = type(usual) is type(value)
+        if 'kind' in type(value).model_fields:
+            rows.append(dict(path=f'{path}.kind', value=value.kind, default=getattr(usual, 'kind', None), changed=not same))
+        elif not same: rows.append(dict(path=path, value='given', default=usual, changed=True))
+        rows += field_rows(value, usual if same else None, f'{path}.')
+    return rows
+
+# %% ../../nbs/00_core/30_params.ipynb #f9e425c0
+def _written(value):
+    "A value as YAML takes it, in one line"
+    return json.dumps(value, ensure_ascii=False,
+        default=lambda v: v.model_dump(mode='json', exclude_defaults=True) if isinstance(v, BaseModel) else str(v))
+
+def params_html(
+    spec:Spec, # `Params` or a section of it
+) -> str: # HTML of one block
+    "A spec as a notebook shows it: a table for each section, changed fields first in sight"
+    from sads_jax.core.templates import render  # jinja2: where a spec is shown, not where a stage runs
+    tables = {}
+    for r in field_rows(spec):
+        note = f"default: {_written(r['default'])}" if r['changed'] else ''
+        section = r['path'].partition('.')[0] if '.' in r['path'] else 'general'
+        shown = dict(path=r['path'], value=_written(r['value']), changed=r['changed'], note=note)
+        tables.setdefault(section, []).append(shown)
+    sections = [(name, rows, sum(r['changed'] for r in rows)) for name, rows in tables.items()]
+    return str(render('core/templates/params.html.jinja', name=type(spec).__name__, sections=sections,
+        changed=sum(n for *_, n in sections), total=sum(len(rows) for _, rows, _ in sections)))
+
 # %% ../../nbs/00_core/30_params.ipynb #4f3371b8
 class Params(Spec):
     "Schema of params.yaml"
@@ -467,6 +511,10 @@ class Params(Spec):
             raise ValueError(f'split.refit leaves no photographs by which {stops[0]}.trainer.patience could stop; '
                              'set one of the two to its default')
         return self
+
+    def _repr_html_(self) -> str:
+        "All fields by section, those that differ from their defaults marked, for a notebook"
+        return params_html(self)
 
 # %% ../../nbs/00_core/30_params.ipynb #972c249b
 def _section(tree, path, key):

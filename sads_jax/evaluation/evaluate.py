@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'Inspector', 'true_boxes', 'true_map', 'found_boxes', 'Evaluation', 'EvaluationOrchestrator',
-           'curve_tables', 'write_evaluation', 'summary']
+           'curve_tables', 'threshold_of', 'operating_chart', 'write_evaluation', 'summary']
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #d7c96618
 import csv
@@ -26,6 +26,7 @@ from ..data.images import Placement, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
 from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points,
     reported_boxes, roc_points, simple_features, trivial_baseline)
+from .charts import BLUE, RED, line_chart
 from .operating import operating_curve, rate_text
 from . import intervals, localisation, pod, probability, slices, suspects # noqa: F401, they register their metrics
 
@@ -87,7 +88,12 @@ class Evaluation:
     rows: tuple[Judged, ...] # one per judged image, by id, without maps
     errors: tuple[tuple[str, str], ...] # file name, message
     metrics: dict[str, Any] # what metrics.json holds
-    context: dict[str, Any] # model_version, rules_version, threshold, and what the caller knows: see `EvaluationOrchestrator.run`
+    context: dict[str, Any] # model_version, rules_version, threshold, and what the caller of `run` adds
+
+    def _repr_html_(self) -> str:
+        "The figures a person asks for first, and what each threshold would cost, for a notebook"
+        from sads_jax.core.templates import render  # jinja2: where an evaluation is shown
+        return str(render('evaluation/templates/evaluation.html.jinja', figures=summary(self), chart=operating_chart(self)))
 
 def _baseline(data, train, judged):
     "AUROC of size, mean and contrast alone, and how it was fitted"
@@ -201,6 +207,25 @@ def curve_tables(
         pod=(('size', 'pod', 'size_95'), [(c['size'], c['p'], c['sure']) for c in found.get('curve', ())]),
         scores=(('image_id', 'file_name', 'part_id', 'defective', 'image_score', 'verdict'),
             [(r.record.id, r.record.file_name, r.record.part_id, r.record.defective, r.report.image_score, r.report.verdict.value) for r in evaluation.rows]))
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #aac64856
+def threshold_of(
+    evaluation:Evaluation,
+) -> float|None:
+    "The threshold in use, where the evaluation knows it"
+    t = evaluation.context.get('threshold')
+    t = t.get('threshold') if isinstance(t, dict) else t
+    return None if t is None else float(t)
+
+def operating_chart(
+    evaluation:Evaluation,
+) -> str: # SVG; '' without labelled photographs
+    "Escape and overkill of photographs by threshold"
+    rows, t = curve_tables(evaluation)['operating'][1], threshold_of(evaluation)
+    if not rows: return ''
+    column = lambda i: [r[i] for r in rows]
+    return line_chart([('escape', RED, column(0), column(1)), ('overkill', BLUE, column(0), column(2))],
+        x='threshold', y='rate', step=True, mark=None if t is None else (t, 'threshold'))
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #41a985ab
 def _plain(x):

@@ -1,4 +1,13 @@
-"""How large a defect must be before it is found nine times in ten, and how sure we are of that
+r"""How large a defect must be before it is found nine times in ten, and how sure we are of that
+
+The question of every inspection of critical parts, asked as MIL-HDBK-1823A asks it of hit/miss data:
+
+* the chance to find a defect of size $a$ is $\mathrm{POD}(a) = \mathrm{logit}^{-1}(\beta_0 + \beta_1 \ln a)$, fitted by maximum likelihood;
+* **a90** is the size found nine times in ten; **a90/95** is its upper 95 % bound by the likelihood ratio: 'with 95 % confidence,
+  nine of ten defects of this size are found';
+* sizes are largest extents (`max_feret`) in px of the photograph; a defect is found if a reported one overlaps it (IoU 0.1).
+
+The handbook wants independent targets. Photographs of one part are not, so each weighs one over their number.
 
 Docs: https://sads-jax.github.io/sads_jax/07_evaluation/pod.html.md"""
 

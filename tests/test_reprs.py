@@ -1,4 +1,4 @@
-"What a notebook shows of a report, an evaluation, a data set, a split and parameters: whole HTML, escaped, with true counts"
+"What a notebook shows of reports, evaluations, data sets, splits and parameters: whole HTML, escaped, true counts"
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -86,7 +86,8 @@ def data_in(folder, n=12):
         Image.fromarray(np.full((30, 40, 3), 150, np.uint8)).save(folder/f'{i}.png')
         marks = annotate_mask(mask, 'pit') if bad else ()
         if i == 0: marks = tuple(replace(a, segmentation=None) for a in marks)
-        records.append(ImageRecord(i, f'{i}.png', 40, 30, f'<p{i//2}>', defective=bad, classes=('pit',) if bad else (), annotations=marks))
+        records.append(ImageRecord(i, f'{i}.png', 40, 30, f'<p{i//2}>', defective=bad, classes=('pit',) if bad else (),
+            annotations=marks))
     return InspectionData(folder, ('pit',), tuple(records))
 
 
@@ -111,17 +112,21 @@ def test_a_split_counts_parts_and_classes(tmp_path):
     for name, ids in split.items():
         seen = [r for r in data.images if r.id in ids]
         numbers = re.findall(r'<td>(\d*)</td>', rows[name])
-        want = [len(seen), len({r.part_id for r in seen}), sum(not r.defective for r in seen), sum(bool(r.defective) for r in seen)]
+        want = [len(seen), len({r.part_id for r in seen}), sum(not r.defective for r in seen),
+            sum(bool(r.defective) for r in seen)]
         assert [int(v or 0) for v in numbers] == want
-    assert re.findall(r'<td>(\w+)</td><td>(\d+)</td>', whole(Split({'train': (1, 2)})._repr_html_())) == [('train', '2')]
+    assert re.findall(r'<td>(\w+)</td><td>(\d+)</td>', whole(Split({'train': (1, 2)})._repr_html_())) == [('train',
+        '2')]
 
 
 def test_parameters_mark_what_somebody_changed():
     assert not [r for r in field_rows(Params()) if r['changed']]
-    mine = Params.model_validate(dict(seed=7, data=dict(kind='folder', root='<photos>'), detector=dict(trainer=dict(kind='cnn', width=8))))
+    mine = Params.model_validate(dict(seed=7, data=dict(kind='folder', root='<photos>'),
+        detector=dict(trainer=dict(kind='cnn', width=8))))
     changed = {r['path']: (r['value'], r['default']) for r in field_rows(mine) if r['changed']}
     assert changed.pop('data.root')[1] is None  # required: it has no default
-    assert changed == {'seed': (7, 0), 'data.kind': ('folder', 'synthetic'), 'detector.trainer.kind': ('cnn', 'finetune'), 'detector.trainer.width': (8, 16)}
+    assert changed == {'seed': (7, 0), 'data.kind': ('folder', 'synthetic'), 'detector.trainer.kind': ('cnn',
+        'finetune'), 'detector.trainer.width': (8, 16)}
     page = whole(mine._repr_html_())
     assert page.count('<tr class="changed">') == 5 and '&lt;photos&gt;' in page
     assert page.count('<details open>') == 3  # general, data, detector
@@ -130,7 +135,8 @@ def test_parameters_mark_what_somebody_changed():
 def test_an_evaluation_shows_its_figures_and_the_cost_of_each_threshold(tmp_path):
     from test_explorer import evaluation
     made = evaluation(tmp_path)
-    metrics = dict(data=dict(images=31, parts=16, defective=8, good=22, unlabelled=1, unreadable=0), baseline=dict(auroc=None, fitted_on=''), classes={})
+    metrics = dict(data=dict(images=31, parts=16, defective=8, good=22, unlabelled=1, unreadable=0),
+        baseline=dict(auroc=None, fitted_on=''), classes={})
     shown = Evaluation(made.data, made.categories, made.rows, (), metrics, made.context | dict(threshold=.4))
     page = whole(shown._repr_html_())
     assert '31 of 16 parts: 8 defective, 22 good, 1 unlabelled' in page and 'escape' in page and 'threshold' in page

@@ -51,7 +51,8 @@ def refuse_foreign(
     raise SADSError(
         'holds files that sads_jax did not write, so nothing is written here',
         where=folder,
-        remedy=f'Move them away, or choose another place. If an older sads_jax wrote them, put an empty file {MARKER} there',
+        remedy='Move them away, or choose another place. If an older sads_jax wrote them, put an empty file '
+            f'{MARKER} there',
     )
 
 def mark(

@@ -463,7 +463,8 @@ def field_rows(
             continue
         same = type(usual) is type(value)
         if 'kind' in type(value).model_fields:
-            rows.append(dict(path=f'{path}.kind', value=value.kind, default=getattr(usual, 'kind', None), changed=not same))
+            rows.append(dict(path=f'{path}.kind', value=value.kind, default=getattr(usual, 'kind', None),
+                changed=not same))
         elif not same: rows.append(dict(path=path, value='given', default=usual, changed=True))
         rows += field_rows(value, usual if same else None, f'{path}.')
     return rows

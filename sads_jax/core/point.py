@@ -76,15 +76,10 @@ class OperatingPoint(Spec):
     rules_version: Annotated[str, Field(pattern=r'^[0-9a-f]{12}$')] # of `spec`, see `rules_version`
     spec: DecisionSpec # the section `decision` of params.yaml
     chosen: dict[str, Any] = {} # how the threshold was chosen
-    anomaly_limit: Annotated[float, Field(gt=0)] | None = (
-        None  # distance from good parts beyond which a clean part goes to REVIEW; none: never
-    )
-    probabilities: tuple[tuple[float, ...], tuple[Share, ...]] | None = (
-        None  # rising image scores, and the share of defective photographs there
-    )
-    gate: dict[str, tuple[float, float]] | None = (
-        None  # lowest and highest value of each fact of a usable photograph, see `domains.surface.gate`; none: all are believed
-    )
+    anomaly_limit: Annotated[float,
+        Field(gt=0)]|None = None # distance from good parts that is too far; none: any is near
+    probabilities: tuple[tuple[float, ...], tuple[Share, ...]]|None = None # rising scores, share of defective ones
+    gate: dict[str, tuple[float, float]]|None = None # lowest, highest value of each fact of a usable photograph
 
     @model_validator(mode='after')
     def _curve(self):
@@ -97,13 +92,11 @@ class OperatingPoint(Spec):
 
 class Preprocess(Spec):
     "What preprocess.json says: the canvases, what they are padded with, and how many are judged at once"
-    buckets: Annotated[
-        tuple[tuple[AtLeastOne, AtLeastOne], ...], Field(min_length=1, max_length=32)
-    ]  # height, width [px], as image.buckets
+    # height, width [px], as image.buckets
+    buckets: Annotated[tuple[tuple[AtLeastOne, AtLeastOne], ...], Field(min_length=1, max_length=32)]
     pad: Literal[127] = 127 # grey level of the padding, which the programs know
-    batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)
-    ]  # ascending
+    # ascending
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)]
 
     @model_validator(mode='after')
     def _sides(self):

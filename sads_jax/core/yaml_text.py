@@ -79,7 +79,7 @@ def _malformed(e, where):
 
 # %% ../../nbs/00_core/15_yaml_text.ipynb #a8e72322
 def _size(node, where, known):
-    "Keys and values below a node with references written out; `known` holds what was counted, None while it is being counted"
+    "Keys and values below a node, references written out; `known` holds counts, None while one is being made"
     if id(node) in known:
         if known[id(node)] is None:
             raise ParamsError(f'what begins in line {node.start_mark.line + 1} refers to itself', where=where,

@@ -62,7 +62,7 @@ class Augmentation(NamedTuple):
     gamma: float = .15 # as `scale`
     noise: float = .02 # standard deviation, of full scale
     least_visible: float = .3 # a box stays valid if this share of it stays on the canvas
-    turns: bool = True # quarter turns among the symmetries; a brushed or rolled surface has a grain that they would turn
+    turns: bool = True # quarter turns among the symmetries; they turn the grain of a brushed surface
 
 NO_AUGMENTATION = Augmentation(False, *[0.]*9)
 _DEFAULT = Augmentation()
@@ -82,7 +82,8 @@ def _draw(key, b, square, spec):
         table = jnp.asarray(np.stack([_d4(k) for k in ways]), jnp.float32)
         d = table[jax.random.randint(k2, (b,), 0, len(ways))]
         m = m[..., :1]*d[:, :1] + m[..., 1:]*d[:, 1:]
-    light = jnp.stack([jnp.exp(u[:, 5]*math.log1p(spec.gain)), u[:, 6]*spec.offset, jnp.exp(u[:, 7]*math.log1p(spec.contrast)),
+    light = jnp.stack([jnp.exp(u[:, 5]*math.log1p(spec.gain)), u[:, 6]*spec.offset,
+        jnp.exp(u[:, 7]*math.log1p(spec.contrast)),
                        jnp.exp(u[:, 8]*math.log1p(spec.gamma)), jnp.abs(u[:, 9])*spec.noise], -1)
     return m, u[:, 3:5]*spec.shift, light, jax.random.randint(k3, (b, 2), 0, _SLACK)
 
@@ -114,11 +115,13 @@ def _bilinear(flat, x, y, h, w):
     top = flat[j0+i0]*(1-fx) + flat[j0+i1]*fx
     return jnp.where(inside, top*(1-fy) + (flat[j1+i0]*(1-fx) + flat[j1+i1]*fx)*fy, _PAD)
 
+# %% ../../nbs/02_data/80_augment.ipynb #02712a2f
 def _move_boxes(boxes, valid, m, shift, h, w, least_visible):
     "Boxes around the moved corners, clipped, and which of them are still worth having"
     size = jnp.array([w, h], jnp.float32)
     corners = boxes[..., jnp.array([[0, 1], [2, 1], [2, 3], [0, 3]])] - size/2
-    p = corners[..., :1]*m[:, None, None, :, 0] + corners[..., 1:]*m[:, None, None, :, 1] + (size/2 + shift*size)[:, None, None]
+    p = corners[..., :1]*m[:, None, None, :, 0] + corners[..., 1:]*m[:, None, None, :, 1] + (size/2 + shift*size)[:,
+        None, None]
     whole = jnp.concatenate([p.min(-2), p.max(-2)], -1)
     return _clip(whole, whole, valid, h, w, least_visible)
 

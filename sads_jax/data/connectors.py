@@ -33,7 +33,8 @@ from ..core.params import SyntheticSpec
 from ..core.pictures import MAX_MEGAPIXELS
 from .formats import IMAGE_SUFFIXES, mask_to_rle, read_folders, read_mask, read_voc
 from .images import image_size, read_image
-from .records import Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask, instance_masks, read_coco, write_coco
+from .records import (Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask,
+    instance_masks, read_coco, write_coco)
 from .synthetic import render_all
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Source(NamedTuple):
     "One photograph that a connector offers"
     name: str # where it comes from, for messages
     load: Callable[[], tuple[bytes, ImageRecord]] # the file as it is, and its record; may raise `SADSError`
-    path: Path|None = None # of that file, where there is one: its size is looked at before `load` reads masks of that size
+    path: Path|None = None # of that file, where there is one; its size is checked before `load` reads masks
 
 class BaseDataConnector(Protocol):
     "Anything that lists photographs; builders of `ConnectorFactory` return one"
@@ -62,7 +63,7 @@ def ingest(
     *,
     max_megapixels:float=MAX_MEGAPIXELS, # Largest photograph decoded [Mpx]
 ) -> InspectionData:
-    "Copy every photograph with its record below `out_root`; `DataError` if there are none or more than half cannot be read, `SADSError` if the folder is not ours"
+    "Copy photographs and records below `out_root`; `DataError` if none or less than half can be read, `SADSError`"
     out = Path(out_root)
     _refuse_source(out, getattr(connector, 'root', None))
     with whole_folder(out) as new: return replace(_copy(connector, new, progress, max_megapixels), root=out)
@@ -78,28 +79,37 @@ def _copy(connector, out, progress, max_megapixels):
             _log.warning('skipped %s', e)
             skipped.append({'file': source.name, 'error': str(e)})
     total = len(kept) + len(skipped)
-    if not kept and not skipped: raise DataError('no images', where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
+    if not kept and not skipped:
+        raise DataError('no images', where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
     if len(skipped)*2 > total:
         some = '; '.join(s['error'] for s in skipped[:3])
-        raise DataError(f'{len(skipped)} of {total} images cannot be used: {some}{"; …" if len(skipped) > 3 else ""}', where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
+        raise DataError(f'{len(skipped)} of {total} images cannot be used: {some}{"; …" if len(skipped) > 3 else ""}',
+            where=getattr(connector, 'root', 'data'), remedy='Check data.kind and data.root')
     data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)))
     write_coco(data, out)
-    (out/'ingest.json').write_text(json.dumps({'images': len(kept), 'skipped': skipped, 'notes': list(connector.notes)}, sort_keys=True, indent=1) + '\n')
+    (out/'ingest.json').write_text(json.dumps({'images': len(kept), 'skipped': skipped, 'notes': list(connector.notes)},
+        sort_keys=True, indent=1) + '\n')
     for note in connector.notes: _log.info(note)
     return data
 
+# %% ../../nbs/02_data/50_connectors.ipynb #b9843a1c
 def _take(source, out, names, max_megapixels):
     "Check one source, copy it, and return its record with the size it has and its place below `out`"
     if source.path is not None: image_size(source.path, max_megapixels=max_megapixels)
     content, record = source.load()
     h, w = read_image(content, max_megapixels=max_megapixels, name=source.name).shape[:2]
     if (record.height, record.width) != (h, w):
-        raise DataError(f'the annotations are for {record.width} x {record.height} px but the image is {w} x {h} px', where=source.name, remedy='Export the annotations again for this image')
+        raise DataError(f'the annotations are for {record.width} x {record.height} px but the image is {w} x {h} px',
+            where=source.name, remedy='Export the annotations again for this image')
     record = replace(record, annotations=tuple(_inside(a, h, w, source.name) for a in record.annotations))
     instance_masks(record)  # every mask can be decoded
     name = PurePosixPath('images')/PurePosixPath(record.file_name)
-    if name.is_absolute() or '..' in name.parts: raise DataError(f'file name {record.file_name!r} leads out of the data set', where=source.name, remedy='Use paths below data.root')
-    if name in names: raise DataError(f'file name {record.file_name!r} is used twice', where=source.name, remedy='Give every image its own name')
+    if name.is_absolute() or '..' in name.parts:
+        raise DataError(f'file name {record.file_name!r} leads out of the data set', where=source.name,
+            remedy='Use paths below data.root')
+    if name in names:
+        raise DataError(f'file name {record.file_name!r} is used twice', where=source.name,
+            remedy='Give every image its own name')
     names.add(name)
     (out/name).parent.mkdir(parents=True, exist_ok=True)
     (out/name).write_bytes(content)
@@ -108,17 +118,23 @@ def _take(source, out, names, max_megapixels):
 def _inside(a, h, w, where):
     x1, y1, x2, y2 = a.box
     box = max(0., x1), max(0., y1), min(float(w), x2), min(float(h), y2)
-    if box[2] <= box[0] or box[3] <= box[1]: raise DataError(f'a box of {a.category!r} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside of the image', where=where, remedy='Remove the annotation or draw it again')
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise DataError(f'a box of {a.category!r} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside of the image',
+            where=where, remedy='Remove the annotation or draw it again')
     return a if box == a.box else replace(a, bbox=(box[0], box[1], box[2]-box[0], box[3]-box[1]))
 
 def _contents(path):
     try: return path.read_bytes()
-    except OSError as e: raise DataError('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read: {e.strerror}', where=path, remedy='Add it, or remove its entry') from e
+    except OSError as e:
+        raise DataError('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read: {e.strerror}',
+            where=path, remedy='Add it, or remove its entry') from e
 
 def _refuse_source(out, root):
     "The data set never takes the place of what it is made from"
-    if root is not None and Path(root).exists() and out.exists() and (out.resolve() == Path(root).resolve() or out.resolve() in Path(root).resolve().parents):
-        raise DataError('the data set would be written over its own source', where=out, remedy='Choose another --workdir or data.root')
+    if root is not None and Path(root).exists() and out.exists() and (out.resolve() == Path(root).resolve()
+        or out.resolve() in Path(root).resolve().parents):
+        raise DataError('the data set would be written over its own source', where=out,
+            remedy='Choose another --workdir or data.root')
 
 # %% ../../nbs/02_data/50_connectors.ipynb #50f33e84
 def _png(image):
@@ -138,27 +154,35 @@ class SyntheticConnector:
     def records(self):
         "One `Source` for each exposure of each part"
         for i, plan, e, image, classes, _ in render_all(self.spec, self.seed):
-            yield Source(f'part {i}, exposure {e}', lambda i=i, plan=plan, e=e, image=image, classes=classes: self._load(i, plan, e, image, classes))
+            yield Source(f'part {i}, exposure {e}', lambda i=i, plan=plan, e=e, image=image,
+                classes=classes: self._load(i, plan, e, image, classes))
 
     def _load(self, i, plan, e, image, classes):
         h, w = classes.shape
-        return _png(image), ImageRecord(i*self.spec.exposures + e + 1, f'part-{i:04d}_e{e+1}.png', w, h, f'part-{i:04d}', plan.lot, f'e{e+1}',
+        return _png(image), ImageRecord(i*self.spec.exposures + e + 1, f'part-{i:04d}_e{e+1}.png', w, h,
+            f'part-{i:04d}', plan.lot, f'e{e+1}',
             bool(plan.defects), tuple(sorted(set(plan.defects))), annotate_class_map(classes, self.categories))
 
 # %% ../../nbs/02_data/50_connectors.ipynb #c19a9bce
 _FRAME_GAP = 500 # frames: one tile's photographs are at most 300 apart in the published set
 
+# %% ../../nbs/02_data/50_connectors.ipynb #8fe932a2
 @ConnectorFactory.register('magnetic_tile')
 class MagneticTileConnector:
     "The public magnetic-tile set"
     def __init__(self, root:Path, group:str='tile_group', *, seed:int=0):
         self.root, self.group, self.notes = Path(root), group, []
         if not self.root.is_dir(): raise DataError('no such folder', where=root, remedy='Check data.root')
-        self.files = sorted(p for d in self.root.glob('MT_*') if d.is_dir() for p in d.glob('*') if p.suffix.lower() in ('.jpg', '.jpeg'))
-        if not self.files: raise DataError('no MT_<Class> folders with .jpg files', where=root, remedy='Check data.root and data.kind')
+        self.files = sorted(p for d in self.root.glob('MT_*') if d.is_dir() for p in d.glob('*')
+            if p.suffix.lower() in ('.jpg', '.jpeg'))
+        if not self.files:
+            raise DataError('no MT_<Class> folders with .jpg files', where=root, remedy='Check data.root and data.kind')
         self.categories = tuple(sorted({p.parent.name[3:] for p in self.files} - {'Free'}))
         self.parts = {k: k for k in map(self._key, self.files)} if group == 'image' else self._groups()
-        if group == 'image': self.notes.append('each photograph counts as its own tile: photographs of one tile will lie on both sides of a split, so figures are too good')
+        if group == 'image':
+            self.notes.append(
+                'each photograph counts as its own tile: photographs of one tile will lie on both sides of a split, so '
+                'figures are too good')
 
     def __len__(self): return len(self.files)
 
@@ -171,11 +195,15 @@ class MagneticTileConnector:
         if table.exists():
             with table.open(newline='') as f:
                 rows = csv.DictReader(f)
-                if missing := {'file', 'tile_group'} - set(rows.fieldnames or ()): raise DataError(f"no column {', '.join(sorted(missing))}", where=table, remedy='Columns are file, class, exposure, frame, tile_group')
+                if missing := {'file', 'tile_group'} - set(rows.fieldnames or ()):
+                    raise DataError(f"no column {', '.join(sorted(missing))}", where=table,
+                        remedy='Columns are file, class, exposure, frame, tile_group')
                 given = {re.sub(r'\.(jpe?g|png)$', '', r['file'].strip()): r['tile_group'].strip() for r in rows}
         parts = {k: f'tile-{given[k]}' for k in keys if given.get(k)}
         if len(parts) < len(keys):
-            self.notes.append(f'{len(keys) - len(parts)} of {len(keys)} photographs have no group in groups.csv: those within {_FRAME_GAP} frames of another were counted as the same tile')
+            self.notes.append(
+                f'{len(keys) - len(parts)} of {len(keys)} photographs have no group in groups.csv: those within '
+                f'{_FRAME_GAP} frames of another were counted as the same tile')
             by_frame = sorted((int(m[1]), k) for k in keys if (m := re.search(r'num_(\d+)$', k)))
             _join(by_frame, parts)
             for k in keys: parts.setdefault(k, k)  # a name without a frame number: a tile of its own
@@ -193,16 +221,21 @@ class MagneticTileConnector:
             mask = read_mask(path.with_suffix('.png'), h, w)
             marks = _marks(mask, category, path, self.notes)
         exposure = re.match(r'exp\d+', path.stem)
-        return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self._key(path)], None, exposure and exposure[0],
+        return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self._key(path)], None,
+            exposure and exposure[0],
             bad, (category,) if bad else (), marks)
 
+# %% ../../nbs/02_data/50_connectors.ipynb #78dc7b77
 def _marks(mask, category, path, notes):
     marks = annotate_mask(mask, category)
-    if not marks: notes.append(f'{path.parent.name}/{path.name}: the mask has {int(mask.sum())} px, so the image counts as {category} without saying where')
+    if not marks:
+        notes.append(
+            f'{path.parent.name}/{path.name}: the mask has {int(mask.sum())} px, so the image counts as {category} '
+            'without saying where')
     return marks
 
 def _join(by_frame, parts):
-    "Give those without a part that of a neighbour within `_FRAME_GAP` frames, or a new one; parts that so touch become one"
+    "Give those without a part that of a neighbour within `_FRAME_GAP` frames, or a new one; touching parts are one"
     same = {}
     def find(p):
         while same.get(p, p) != p: p = same[p]
@@ -219,18 +252,25 @@ def _part_pattern(pattern):
     "Function from file name to part, or None; `DataError` on a pattern that is no regex with one group"
     if pattern is None: return None
     try: regex = re.compile(pattern)
-    except re.error as e: raise DataError(f'{pattern!r} is not a regular expression: {e}', where='data.part_id_pattern', remedy='Example: (part_\\d+)') from e
-    if regex.groups != 1: raise DataError(f'{pattern!r} has {regex.groups} groups', where='data.part_id_pattern', remedy='Put one pair of brackets around the part, e.g. (part_\\d+)')
+    except re.error as e:
+        raise DataError(f'{pattern!r} is not a regular expression: {e}', where='data.part_id_pattern',
+            remedy='Example: (part_\\d+)') from e
+    if regex.groups != 1:
+        raise DataError(f'{pattern!r} has {regex.groups} groups', where='data.part_id_pattern',
+            remedy='Put one pair of brackets around the part, e.g. (part_\\d+)')
     def part(name):
         m = regex.search(PurePosixPath(name).name)
-        if not m: raise DataError(f'part_id_pattern {pattern!r} does not match the file name', where=name, remedy='Change data.part_id_pattern, or rename the file')
+        if not m:
+            raise DataError(f'part_id_pattern {pattern!r} does not match the file name', where=name,
+                remedy='Change data.part_id_pattern, or rename the file')
         return m[1]
     return part
 
 @ConnectorFactory.register('coco')
 class CocoConnector:
     "COCO instances beside their images"
-    def __init__(self, root:Path, annotations:Path=Path('annotations.json'), part_id_pattern:str|None=None, *, seed:int=0):
+    def __init__(self, root:Path, annotations:Path=Path('annotations.json'), part_id_pattern:str|None=None, *,
+        seed:int=0):
         self.root, self.notes, self.problems = Path(root), [], {}
         self.data = read_coco(self.root, annotations, part_of=_part_pattern(part_id_pattern), problems=self.problems)
         self.categories = self.data.categories
@@ -249,13 +289,17 @@ class CocoConnector:
 @ConnectorFactory.register('folder')
 class FolderConnector:
     "MVTec-AD layout, or one folder a class"
-    def __init__(self, root:Path, good:Sequence[str]=('good', 'ok', 'free', 'normal'), part_id_pattern:str|None=None, *, seed:int=0):
+    def __init__(self, root:Path, good:Sequence[str]=('good', 'ok', 'free', 'normal'), part_id_pattern:str|None=None, *,
+        seed:int=0):
         self.root, self.notes = Path(root), []
         self.files, self.part_of = read_folders(root, good), _part_pattern(part_id_pattern)
         self.categories = tuple(sorted({f.category for f in self.files} - {None}))
         bad = [f for f in self.files if f.category]
-        if missing := sum(f.mask is None for f in bad): self.notes.append(f'{missing} of {len(bad)} defective images have no mask: they count for image-level figures only')
-        if len(bad) == len(self.files): self.notes.append(f"no folder of good parts ({', '.join(good)}): overkill cannot be measured")
+        if missing := sum(f.mask is None for f in bad):
+            self.notes.append(
+                f'{missing} of {len(bad)} defective images have no mask: they count for image-level figures only')
+        if len(bad) == len(self.files):
+            self.notes.append(f"no folder of good parts ({', '.join(good)}): overkill cannot be measured")
 
     def __len__(self): return len(self.files)
 
@@ -271,16 +315,19 @@ class FolderConnector:
             mask = read_mask(f.mask, h, w)
             marks = _marks(mask, f.category, f.path, self.notes)
         part = self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix(''))
-        return content, ImageRecord(i+1, name, w, h, part, None, None, f.category is not None, (f.category,) if f.category else (), marks)
+        return content, ImageRecord(i+1, name, w, h, part, None, None, f.category is not None,
+            (f.category,) if f.category else (), marks)
 
 # %% ../../nbs/02_data/50_connectors.ipynb #872c676f
 @ConnectorFactory.register('voc')
 class VocConnector:
     "Photographs with Pascal-VOC boxes, and masks for some"
-    def __init__(self, root:Path, images:Path=Path('JPEGImages'), annotations:Path=Path('Annotations'), masks:Path|None=None, part_id_pattern:str|None=None, *, seed:int=0):
+    def __init__(self, root:Path, images:Path=Path('JPEGImages'), annotations:Path=Path('Annotations'),
+        masks:Path|None=None, part_id_pattern:str|None=None, *, seed:int=0):
         self.root, self.notes, self.part_of = Path(root), [], _part_pattern(part_id_pattern)
         for name, folder in (('images', images), ('annotations', annotations), ('masks', masks)):
-            if folder is not None and not (self.root/folder).is_dir(): raise DataError('no such folder', where=self.root/folder, remedy=f'Check data.root and data.{name}')
+            if folder is not None and not (self.root/folder).is_dir():
+                raise DataError('no such folder', where=self.root/folder, remedy=f'Check data.root and data.{name}')
         self.images, self.annotations, self.masks = self.root/images, self.root/annotations, masks and self.root/masks
         self.files = sorted(p for p in self.images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         self.marks, self.problems = {}, {}
@@ -290,8 +337,11 @@ class VocConnector:
             try: self.marks[p] = read_voc(xml)
             except DataError as e: self.problems[p] = e
         self.categories = tuple(sorted({name for _, found in self.marks.values() for name, _ in found}))
-        if missing := len(self.files) - len(self.marks) - len(self.problems): self.notes.append(f'{missing} of {len(self.files)} photographs have no XML: nobody said whether they are good')
-        if self.marks and all(found for _, found in self.marks.values()): self.notes.append('no photograph without a box: overkill cannot be measured')
+        if missing := len(self.files) - len(self.marks) - len(self.problems):
+            self.notes.append(
+                f'{missing} of {len(self.files)} photographs have no XML: nobody said whether they are good')
+        if self.marks and all(found for _, found in self.marks.values()):
+            self.notes.append('no photograph without a box: overkill cannot be measured')
 
     def __len__(self): return len(self.files)
 
@@ -302,11 +352,14 @@ class VocConnector:
     def _load(self, i, path):
         if path in self.problems: raise self.problems[path]
         content, known = _contents(path), path in self.marks
-        (h, w), found = self.marks[path] if known else (image_size(content, name=str(path), max_megapixels=float('inf')), ())
+        (h, w), found = self.marks[path] if known else (image_size(content, name=str(path),
+            max_megapixels=float('inf')), ())
         drawn = self.masks and self.masks/f'{path.stem}.png'
-        mask = read_mask(drawn, *image_size(content, name=str(path), max_megapixels=float('inf'))) if drawn and drawn.exists() else None
+        mask = read_mask(drawn, *image_size(content, name=str(path),
+            max_megapixels=float('inf'))) if drawn and drawn.exists() else None
         part = self.part_of(path.name) if self.part_of else path.stem
-        return content, ImageRecord(i+1, path.name, w, h, part, None, None, bool(found) if known else None, tuple(sorted({name for name, _ in found})),
+        return content, ImageRecord(i+1, path.name, w, h, part, None, None, bool(found) if known else None,
+            tuple(sorted({name for name, _ in found})),
             tuple(_boxed(name, box, mask) for name, box in found))
 
 def _boxed(name, box, mask):

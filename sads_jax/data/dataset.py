@@ -44,35 +44,41 @@ def load_examples(
     buckets:Sequence[tuple[int, int]], # Height, width of the canvases [px]
     windows:Sequence[Window]|None=None, # As `tile_windows` cuts it; by default it is whole
 ) -> list[Example]: # One for each window
-    "Read one photograph; `ImageError` if it can't be read, `DataError` if it is not the size its record says or a label is unknown"
+    "Read one photograph; `ImageError` if it can't be read, `DataError` on another size or an unknown label"
     image = data.photograph(record)
     if image.shape[:2] != (record.height, record.width):
-        raise DataError(f'image is {image.shape[1]} x {image.shape[0]} px but its record says {record.width} x {record.height} px', where=data.path(record), remedy='Ingest again')
+        raise DataError(
+            f'image is {image.shape[1]} x {image.shape[0]} px but its record says {record.width} x {record.height} px',
+            where=data.path(record), remedy='Ingest again')
     classes = class_map(record, data.categories)
     instances = np.zeros(classes.shape, np.uint16)
     masks = instance_masks(record)
     for i in sorted(range(len(masks)), key=lambda i: -masks[i].sum()): instances[masks[i]] = i+1
     boxes = np.array([a.box for a in record.annotations], np.float32).reshape(-1, 4)
     labels = np.array([data.categories.index(a.category) for a in record.annotations], np.int32)
-    return [_example(image, classes, instances, boxes, labels, buckets, window, record) for window in windows or [Window(0, 0, record.height, record.width)]]
+    return [_example(image, classes, instances, boxes, labels, buckets, window, record) for window in windows
+        or [Window(0, 0, record.height, record.width)]]
 
 def _example(image, classes, instances, boxes, labels, buckets, window, record):
     "What `window` shows, on its canvas"
     canvas, p = letterbox(window.of(image), buckets)
     hw, inside = canvas.shape[:2], window.of(instances)
-    if inside.shape != instances.shape: boxes, labels, inside = _shown(boxes, labels, inside, window, p.height/p.original_height)
-    return Example(canvas, letterbox_mask(window.of(classes), p, hw), letterbox_mask(inside, p, hw), to_canvas(boxes, p), labels, p, record, window)
+    if inside.shape != instances.shape:
+        boxes, labels, inside = _shown(boxes, labels, inside, window, p.height/p.original_height)
+    return Example(canvas, letterbox_mask(window.of(classes), p, hw), letterbox_mask(inside, p, hw),
+        to_canvas(boxes, p), labels, p, record, window)
 
 _SLIVER = 4 # canvas px
 
 def _shown(boxes, labels, instances, window, scale):
-    "Boxes around what a tile shows of each instance, their labels, and the instances renumbered after them; slivers at its border go"
+    "Boxes around what a tile shows of each instance, labels, and instances renumbered; slivers at its border go"
     from scipy import ndimage  # half a second to import, and only for photographs that are cut
     kept, drawn, table = [], [], np.zeros(len(boxes) + 1, np.uint16)
     for i, at in enumerate(ndimage.find_objects(instances, len(boxes))):
         if at is None: continue
         (y0, y1), (x0, x1) = ((a.start, a.stop) for a in at)
-        if max(y1 - y0, x1 - x0)*scale < _SLIVER and (y0 == 0 or x0 == 0 or y1 == window.height or x1 == window.width): continue
+        if max(y1 - y0, x1 - x0)*scale < _SLIVER and (y0 == 0 or x0 == 0 or y1 == window.height or x1 == window.width):
+            continue
         kept.append(i)
         drawn.append((x0, y0, x1, y1))
         table[i+1] = len(kept)
@@ -84,14 +90,20 @@ def collate(
     index:Sequence[int], # Position of each in its data set
     rows:int, # Of the batch; those left over are padding
     max_boxes:int, # Boxes a row; of more the largest are kept, and `instance_map` renumbered
-) -> dict[str, np.ndarray]: # images uint8 [B,H,W,3], class_map uint8 [B,H,W], instance_map uint16 [B,H,W], boxes float32 [B,G,4], labels int32 [B,G], valid bool [B,G], index int32 [B]
-    "One batch of fixed shape"
+) -> dict[str, np.ndarray]: # images, class_map, instance_map, boxes, labels, valid, index
+    """One batch of fixed shape
+
+    images uint8 [B, H, W, 3], class_map uint8 [B, H, W], instance_map uint16 [B, H, W], boxes float32 [B, G, 4], labels
+    int32 [B, G], valid bool [B, G], index int32 [B].
+    """
     h, w = examples[0].canvas.shape[:2]
-    out = dict(images=np.full((rows, h, w, 3), 127, np.uint8), class_map=np.zeros((rows, h, w), np.uint8), instance_map=np.zeros((rows, h, w), np.uint16),
-               boxes=np.zeros((rows, max_boxes, 4), np.float32), labels=np.zeros((rows, max_boxes), np.int32),
-               valid=np.zeros((rows, max_boxes), bool), index=np.full(rows, -1, np.int32))
+    out = dict(images=np.full((rows, h, w, 3), 127, np.uint8), class_map=np.zeros((rows, h, w), np.uint8),
+        instance_map=np.zeros((rows, h, w), np.uint16), boxes=np.zeros((rows, max_boxes, 4), np.float32),
+        labels=np.zeros((rows, max_boxes), np.int32), valid=np.zeros((rows, max_boxes), bool),
+        index=np.full(rows, -1, np.int32))
     for k, (ex, i) in enumerate(zip(examples, index)):
-        out['images'][k], out['class_map'][k], out['instance_map'][k], out['index'][k] = ex.canvas, ex.class_map, ex.instance_map, i
+        out['images'][k], out['index'][k] = ex.canvas, i
+        out['class_map'][k], out['instance_map'][k] = ex.class_map, ex.instance_map
         size = (ex.boxes[:, 2]-ex.boxes[:, 0])*(ex.boxes[:, 3]-ex.boxes[:, 1])
         keep = np.sort(np.argsort(-size, kind='stable')[:max_boxes])
         n = len(keep)
@@ -136,11 +148,25 @@ def _telling(record, buckets, tile):
     "Windows of a photograph worth learning from: all that may show a defect, and some of good surface, always the same"
     windows = tile_windows(record.height, record.width, buckets, tile, record.file_name)
     if len(windows) == 1 or record.weak or record.defective is None: return (Window(0, 0, record.height, record.width),)
-    shows = lambda t, a: a.box[0] < t.left + t.width and a.box[2] > t.left and a.box[1] < t.top + t.height and a.box[3] > t.top
+    def shows(t, a):
+        x1, y1, x2, y2 = a.box
+        return x1 < t.left + t.width and x2 > t.left and y1 < t.top + t.height and y2 > t.top
     bad = [any(shows(t, a) for a in record.annotations) for t in windows]
     good = np.random.default_rng(record.id).permutation(np.flatnonzero(~np.array(bad)))[:tile.background]
     return tuple(t for k, t in enumerate(windows) if bad[k] or k in good)
 
+# %% ../../nbs/02_data/70_dataset.ipynb #0aa79f98
+def _plan(buckets, batch_size, shuffle, seed, drop_last):
+    "Lists of positions, one bucket each; `buckets` says in which each example lies"
+    by_bucket = {}
+    order = np.random.default_rng(seed).permutation(len(buckets)) if shuffle else range(len(buckets))
+    for i in order: by_bucket.setdefault(buckets[int(i)], []).append(int(i))
+    plan = [ids[k:k+batch_size] for _, ids in sorted(by_bucket.items()) for k in range(0, len(ids), batch_size)]
+    if drop_last: plan = [p for p in plan if len(p) == batch_size]
+    if shuffle: plan = [plan[k] for k in np.random.default_rng([seed, 1]).permutation(len(plan))]
+    return plan
+
+# %% ../../nbs/02_data/70_dataset.ipynb #ba0a847b
 class CVDataset:
     "Photographs of a split, or tiles of them, as examples (decoded once) and as batches"
     def __init__(
@@ -149,33 +175,31 @@ class CVDataset:
         image_ids:Iterable[int], # Kept in this order
         buckets:Sequence[tuple[int, int]], # Height, width of the canvases [px]
         *,
-        tile:TileSpec|None=None, # How large photographs are cut into several examples; those that are labelled only as a whole are not
+        tile:TileSpec|None=None, # How large photographs are cut into several examples; never where nobody drew
         max_boxes:int|None=None, # Boxes a row; by default the most that any image here has (at least 1)
         cache:bool=True, # Keep decoded canvases in memory
     ):
-        self.data, self.buckets, self.cache = data, tuple(map(tuple, buckets)), cache
-        self.image_ids = tuple(image_ids)
+        self.data, self.cache, self.image_ids = data, cache, tuple(image_ids)
+        self.buckets = tuple(map(tuple, buckets))
         if missing := [i for i in self.image_ids if i not in data.by_id]:
             raise DataError(f'image id {missing[0]} is not in the data set', where=data.root, remedy='Split again')
-        cut = [(data.by_id[i], t) for i in self.image_ids for t in _telling(data.by_id[i], self.buckets, tile)]
+        cut = [(r, t) for r in map(data.by_id.get, self.image_ids) for t in _telling(r, self.buckets, tile)]
         self.records, self.windows = tuple(r for r, _ in cut), tuple(t for _, t in cut)
         self.max_boxes = max_boxes or max([1, *(len(r.annotations) for r in self.records)])
         self._kept, self._lock = {}, threading.Lock()
 
     def __len__(self): return len(self.records)
+    def _buckets(self): return [self.bucket(i) for i in range(len(self))]
 
     def __getitem__(self, i:int) -> Example:
         "The `i`-th example"
-        if not -len(self) <= i < len(self): raise IndexError(i)
-        i %= len(self)
-        ex = self._kept.get(i)
-        if ex is None:
-            mine = [k for k, r in enumerate(self.records) if r is self.records[i]] if self.cache else [i]
-            examples = load_examples(self.data, self.records[i], self.buckets, [self.windows[k] for k in mine])
-            if self.cache:
-                with self._lock: examples = [self._kept.setdefault(k, e) for k, e in zip(mine, examples)]
-            ex = examples[mine.index(i)]
-        return ex
+        i = range(len(self))[i]
+        if (ex := self._kept.get(i)) is not None: return ex
+        mine = [k for k, r in enumerate(self.records) if r is self.records[i]] if self.cache else [i]
+        examples = load_examples(self.data, self.records[i], self.buckets, [self.windows[k] for k in mine])
+        if self.cache:
+            with self._lock: examples = [self._kept.setdefault(k, e) for k, e in zip(mine, examples)]
+        return examples[mine.index(i)]
 
     def bucket(self, i:int) -> int:
         "Bucket of the `i`-th example, without reading it"
@@ -197,18 +221,8 @@ class CVDataset:
     ) -> Iterator[dict[str, np.ndarray]]: # As `collate` describes
         "One pass over the data in batches of fixed shape, one bucket each"
         def make(p): return collate([self[i] for i in p], p, batch_size, self.max_boxes)
-        return _prefetched(make, self._plan(batch_size, shuffle, seed, drop_last), prefetch)
+        return _prefetched(make, _plan(self._buckets(), batch_size, shuffle, seed, drop_last), prefetch)
 
     def n_batches(self, batch_size:int, *, drop_last:bool=False) -> int:
         "How many batches one pass has, for progress bars"
-        return len(self._plan(batch_size, False, 0, drop_last))
-
-    def _plan(self, batch_size, shuffle, seed, drop_last):
-        "Lists of positions, one bucket each"
-        by_bucket = {}
-        order = np.random.default_rng(seed).permutation(len(self)) if shuffle else range(len(self))
-        for i in order: by_bucket.setdefault(self.bucket(int(i)), []).append(int(i))
-        plan = [ids[k:k+batch_size] for _, ids in sorted(by_bucket.items()) for k in range(0, len(ids), batch_size)]
-        if drop_last: plan = [p for p in plan if len(p) == batch_size]
-        if shuffle: plan = [plan[k] for k in np.random.default_rng([seed, 1]).permutation(len(plan))]
-        return plan
+        return len(_plan(self._buckets(), batch_size, False, 0, drop_last))

@@ -42,15 +42,22 @@ def segmentation_to_mask(
     if isinstance(segmentation, dict):
         size = [int(s) for s in segmentation.get('size', ())]
         if size != [height, width]:
-            raise DataError(f'mask is {" x ".join(map(str, size[::-1])) or "of no stated size"} px but its image is {width} x {height} px', where=where, remedy='Export the masks at the size of the images')
+            raise DataError(
+                f'mask is {" x ".join(map(str, size[::-1])) or "of no stated size"} px but its image is {width} x '
+                f'{height} px', where=where, remedy='Export the masks at the size of the images')
         counts = segmentation.get('counts')
-        rle = _coco.frPyObjects(segmentation, height, width) if isinstance(counts, list) else {'size': size, 'counts': str(counts or '').encode('ascii', 'replace')}
+        rle = _coco.frPyObjects(segmentation, height, width) if isinstance(counts, list) else {'size': size,
+            'counts': str(counts or '').encode('ascii', 'replace')}
     else:
         polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons: raise DataError('a polygon needs at least three points', where=where, remedy='Remove the annotation or draw it again')
+        if not polygons:
+            raise DataError('a polygon needs at least three points', where=where,
+                remedy='Remove the annotation or draw it again')
         rle = _coco.merge(_coco.frPyObjects([[float(v) for v in p] for p in polygons], height, width))
     try: return _coco.decode(rle).astype(bool)
-    except (ValueError, TypeError) as e: raise DataError(f'the run lengths of a mask cannot be read: {e}', where=where, remedy='Export the masks again') from e
+    except (ValueError, TypeError) as e:
+        raise DataError(f'the run lengths of a mask cannot be read: {e}', where=where,
+            remedy='Export the masks again') from e
 
 # %% ../../nbs/02_data/30_formats.ipynb #80d78cb3
 def mask_box(mask:np.ndarray) -> tuple[float, float, float, float]: # x, y, width, height [px]
@@ -74,7 +81,7 @@ def read_mask(
     height:int, # of its image [px]
     width:int, # of its image [px]
 ) -> np.ndarray: # bool [H, W]
-    "A mask saved as a picture, true above half of white; `DataError` if it is unreadable or differs in size from its image"
+    "A mask saved as a picture, true above half of white; `DataError` if unreadable or not of its image's size"
     path = Path(path)
     try:
         with open_picture(path, max_megapixels=float('inf')) as im:
@@ -90,7 +97,8 @@ def read_mask(
 
 def _other_size(size, image, path):
     (w, h), (width, height) = size, image
-    return DataError(f'mask is {w} x {h} px but its image is {width} x {height} px', where=path, remedy='Export the masks at the size of the images')
+    return DataError(f'mask is {w} x {h} px but its image is {width} x {height} px', where=path,
+        remedy='Export the masks at the size of the images')
 
 # %% ../../nbs/02_data/30_formats.ipynb #4ed17eb1
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -109,7 +117,8 @@ def read_folders(
     root = Path(root)
     if not root.is_dir(): raise DataError('no such folder', where=root, remedy='Check data.root')
     splits = [d for d in ('train', 'test') if (root/d).is_dir()]
-    folders = [f for s in splits for f in _subfolders(root/s)] if splits else [f for f in _subfolders(root) if f.name != 'ground_truth']
+    folders = [f for s in splits for f in _subfolders(root/s)] if splits else [f for f in _subfolders(root)
+        if f.name != 'ground_truth']
     found = []
     for folder in folders:
         category = None if folder.name.lower() in {g.lower() for g in good} else folder.name
@@ -117,35 +126,43 @@ def read_folders(
         stems = {p.with_suffix('') for p in files}
         for p in files:
             if p.stem.endswith('_mask') and p.with_name(p.stem[:-5]) in stems: continue  # the mask of its neighbour
-            found.append(LabelledFile(p, category, None if category is None else _mask_of(p, root/'ground_truth'/folder.name/p.relative_to(folder).parent)))
+            found.append(LabelledFile(p, category, None if category is None else _mask_of(p,
+                root/'ground_truth'/folder.name/p.relative_to(folder).parent)))
     if not found:
-        raise DataError('no images in class folders', where=root, remedy='Expected train/good, test/<class> and ground_truth/<class> (MVTec-AD), or one folder for each class')
+        raise DataError('no images in class folders', where=root,
+            remedy='Expected train/good, test/<class> and ground_truth/<class> (MVTec-AD), or one folder for each '
+            'class')
     return found
 
 def _subfolders(root): return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith('.'))
 
 def _mask_of(image, truth):
     "First of the usual names under which the mask of `image` lies"
-    names = [folder/f'{image.stem}{end}{ext}' for folder, ends in ((truth, ('_mask', '')), (image.parent, ('_mask',))) for end in ends for ext in ('.png', '.bmp', '.tif', '.tiff')]
+    names = [folder/f'{image.stem}{end}{ext}' for folder, ends in ((truth, ('_mask', '')), (image.parent, ('_mask',)))
+        for end in ends for ext in ('.png', '.bmp', '.tif', '.tiff')]
     return next((p for p in names if p.is_file()), None)
 
 # %% ../../nbs/02_data/30_formats.ipynb #68790f07
 def read_voc(
     path:Path, # The XML of one photograph
-) -> tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float]]]]: # (height, width) [px]; class and x, y, width, height [px] of each object
+) -> tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float]]]]: # height, width; class and x, y, w, h
     "Boxes of a Pascal-VOC file; `DataError` naming the object whose box is missing, no number or turned inside out"
     fix = 'Export as Pascal VOC'
     try: tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError as e: raise DataError('no such file', where=path, remedy='Add it, or remove its image') from e
+    except FileNotFoundError as e:
+        raise DataError('no such file', where=path, remedy='Add it, or remove its image') from e
     except (OSError, ElementTree.ParseError) as e: raise DataError(f'not valid XML: {e}', where=path, remedy=fix) from e
     def number(node, tag, at):
         try: return float(node.findtext(tag) or '')
-        except ValueError as e: raise DataError(f'{tag!r} is missing or no number', where=f'{path}, {at}', remedy=fix) from e
+        except ValueError as e:
+            raise DataError(f'{tag!r} is missing or no number', where=f'{path}, {at}', remedy=fix) from e
     size, found = tuple(int(number(tree, f'size/{side}', 'size')) for side in ('height', 'width')), []
     for i, o in enumerate(tree.iter('object')):
         at, name = f'object[{i}]', (o.findtext('name') or '').strip()
         if not name: raise DataError("'name' is missing", where=f'{path}, {at}', remedy=fix)
         x1, y1, x2, y2 = (number(o, f'bndbox/{side}', at) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
-        if x2 < x1 or y2 < y1: raise DataError(f'the box of {name!r} ends before it begins: {x1:g}, {y1:g} to {x2:g}, {y2:g}', where=f'{path}, {at}', remedy='Draw it again')
+        if x2 < x1 or y2 < y1:
+            raise DataError(f'the box of {name!r} ends before it begins: {x1:g}, {y1:g} to {x2:g}, {y2:g}',
+                where=f'{path}, {at}', remedy='Draw it again')
         found.append((name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)))
     return size, found

@@ -61,7 +61,8 @@ def image_size(
 def _check_side(im, where):
     w, h = im.size
     if min(w, h) < _MIN_SIDE:
-        raise ImageError(f'{w} x {h} px is too small', where=where, remedy=f'Both sides must be at least {_MIN_SIDE} px')
+        raise ImageError(f'{w} x {h} px is too small', where=where,
+            remedy=f'Both sides must be at least {_MIN_SIDE} px')
 
 def _orientation(im):
     "EXIF orientation 1..8; 1 where it is absent or unreadable"
@@ -109,7 +110,8 @@ def _grey_scale(im, where):
                          remedy='Save it with 8 or 16 bits a channel')
     low, high = x.min(), x.max()
     if x.dtype.kind != 'f' and (low < 0 or high > 65535):
-        raise ImageError(f'32-bit pixels from {low} to {high}', where=where, remedy='Save it with 8 or 16 bits a channel')
+        raise ImageError(f'32-bit pixels from {low} to {high}', where=where,
+            remedy='Save it with 8 or 16 bits a channel')
     if x.dtype.kind == 'f' and (low < 0 or high > 255):
         raise ImageError(f'float pixels from {low:g} to {high:g}', where=where, remedy='Scale them to 0..1 or 0..255')
     return 255. if high <= 1 else 1.
@@ -148,7 +150,8 @@ def letterbox(
     scale = min(hb/h, wb/w)
     ch, cw = min(hb, max(1, round(h*scale))), min(wb, max(1, round(w*scale)))
     p = Placement(i, scale, (hb-ch)//2, (wb-cw)//2, ch, cw, h, w)
-    small = image if (ch, cw) == (h, w) else np.asarray(Image.fromarray(image).resize((cw, ch), Image.Resampling.BILINEAR))
+    small = image if (ch, cw) == (h, w) else np.asarray(Image.fromarray(image).resize((cw, ch),
+        Image.Resampling.BILINEAR))
     canvas = np.full((hb, wb, 3), 127, np.uint8)
     canvas[p.top:p.top+ch, p.left:p.left+cw] = small
     return canvas, p
@@ -205,8 +208,9 @@ def tile_windows(
     tile:TileSpec|None, # None: never cut
     where:str|None=None, # Named in errors
 ) -> tuple[Window, ...]: # Row by row; the whole photograph alone where it isn't cut
-    "Where a photograph is cut: windows that `letterbox` lays on canvases of one bucket, at one scale; `ImageError` if they are too many"
-    if tile is None or tile.scale <= tile.shrink*max(min(hb/h, wb/w) for hb, wb in buckets): return (Window(0, 0, h, w),)
+    "Windows that `letterbox` lays on canvases of one bucket, at one scale; `ImageError` if they are too many"
+    if tile is None or tile.scale <= tile.shrink*max(min(hb/h, wb/w) for hb, wb in buckets):
+        return (Window(0, 0, h, w),)
     def along(length, side):
         side = min(length, round(side/tile.scale))
         n = 1 + math.ceil((length - side)/(side - tile.overlap)) if side < length else 1
@@ -214,7 +218,9 @@ def tile_windows(
     hb, wb = max(buckets, key=lambda b: b[0]*b[1])
     (rows, th), (columns, tw) = along(h, hb), along(w, wb)
     if rows*columns > tile.most:
-        raise ImageError(f'{w} x {h} px would be cut into {rows*columns:,} tiles of {tw} x {th} px, over the limit of {tile.most:,}',
-                         where=where, remedy='Crop it, lower image.tile.scale or image.tile.overlap, or raise image.tile.most')
+        raise ImageError(
+            f'{w} x {h} px would be cut into {rows*columns:,} tiles of {tw} x {th} px, over the limit of {tile.most:,}',
+                         where=where,
+                         remedy='Crop it, lower image.tile.scale or image.tile.overlap, or raise image.tile.most')
     at = lambda n, length, side: [round(i*(length - side)/max(n - 1, 1)) for i in range(n)]
     return tuple(Window(top, left, th, tw) for top in at(rows, h, th) for left in at(columns, w, tw))

@@ -4,7 +4,8 @@ Conventions of this module:
 
 * `categories` are the defect classes, sorted, without background; class `i` is `1 + i` in a class map;
 * an annotation's box is COCO's `x, y, width, height` in pixels of the image;
-* on disk a data set is a folder with `annotations.json` (COCO instances, plus `part_id`, `lot`, `exposure`, `defective`, `classes` on each image) and the images it names.
+* on disk a data set is a folder with `annotations.json` (COCO instances, plus `part_id`, `lot`, `exposure`,
+  `defective`, `classes` on each image) and the images it names.
 
 Docs: https://sads-jax.github.io/sads_jax/02_data/records.html.md"""
 
@@ -107,7 +108,9 @@ def annotate_class_map(
 ) -> tuple[Annotation, ...]:
     "Annotations of a class map, class by class; `DataError` if it holds an id without a class"
     ids = [int(i) for i in np.unique(class_map) if i]
-    if ids and ids[-1] > len(categories): raise DataError(f'the mask holds class id {ids[-1]}, the map has {len(categories)} classes', remedy='Add the class, or repaint the mask')
+    if ids and ids[-1] > len(categories):
+        raise DataError(f'the mask holds class id {ids[-1]}, the map has {len(categories)} classes',
+            remedy='Add the class, or repaint the mask')
     return tuple(a for i in ids for a in annotate_mask(class_map == i, categories[i-1], min_area))
 
 # %% ../../nbs/02_data/10_records.ipynb #b1356d64
@@ -115,7 +118,8 @@ def instance_masks(record:ImageRecord) -> list[np.ndarray]: # bool [H, W] for ea
     "The mask of every annotation; one with a box only gives the filled box; `DataError` on a mask of another size"
     out = []
     for a in record.annotations:
-        if a.segmentation: out.append(segmentation_to_mask(a.segmentation, record.height, record.width, record.file_name))
+        if a.segmentation:
+            out.append(segmentation_to_mask(a.segmentation, record.height, record.width, record.file_name))
         else:
             x1, y1, x2, y2 = a.box
             m = np.zeros((record.height, record.width), bool)
@@ -198,61 +202,16 @@ def write_coco(
                            exposure=r.exposure, defective=r.defective, classes=list(r.classes)))
         for a in r.annotations:
             _index(a.category, data.categories, r.file_name)
-            marks.append(dict(id=len(marks)+1, image_id=r.id, category_id=ids[a.category], bbox=[float(v) for v in a.bbox],
-                              segmentation=[] if a.segmentation is None else a.segmentation, area=float(a.area), iscrowd=0))
-    tree = dict(info={'description': 'sads_jax inspection data'}, categories=[dict(id=i, name=c) for c, i in ids.items()], images=images, annotations=marks)
+            marks.append(dict(id=len(marks)+1, image_id=r.id, category_id=ids[a.category],
+                bbox=[float(v) for v in a.bbox], segmentation=[] if a.segmentation is None else a.segmentation,
+                area=float(a.area), iscrowd=0))
+    classes = [dict(id=i, name=c) for c, i in ids.items()]
+    tree = dict(info={'description': 'sads_jax inspection data'}, categories=classes, images=images, annotations=marks)
     path = Path(root)/annotations
     write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
     return path
 
-def read_coco(
-    root:Path, # Folder that file names are relative to
-    annotations:str|Path='annotations.json', # Relative to `root`
-    *,
-    part_of:Callable[[str], str]|None=None, # Part of a file name, where images have no `part_id`; by default each is its own
-    problems:dict|None=None, # Filled with image id -> `DataError` instead of raising, for what concerns one image only
-) -> InspectionData:
-    "Read COCO instances; `DataError` naming file and entry on a missing field, an unknown image or label, or a mask of another size"
-    root, path = Path(root), Path(root)/annotations
-    try: tree = json.loads(path.read_text())
-    except FileNotFoundError as e: raise DataError('no such file', where=path, remedy='Run ingest, or name the annotations file') from e
-    except (ValueError, OSError) as e: raise DataError(f'not valid JSON: {e}', where=path, remedy='Export the annotations again') from e
-    if not isinstance(tree, dict) or 'images' not in tree: raise DataError('not a COCO file: it has no "images"', where=path, remedy='Export as COCO instances')
-    names = {_need(c, 'id', path, f'categories[{i}]'): str(_need(c, 'name', path, f'categories[{i}]')) for i, c in enumerate(tree.get('categories', ()))}
-    sizes = {}
-    for i, im in enumerate(tree['images']):
-        key = _need(im, 'id', path, f'images[{i}]')
-        if key in sizes: raise DataError(f'image id {key!r} is used twice', where=f'{path}, images[{i}]', remedy='Ids must be unique')
-        sizes[key] = (int(_need(im, 'height', path, f'images[{i}]')), int(_need(im, 'width', path, f'images[{i}]')))
-    marks, order = {k: [] for k in sizes}, {k: i+1 for i, k in enumerate(sizes)}
-    numeric = all(isinstance(k, int) for k in sizes)
-    for i, a in enumerate(tree.get('annotations', ())):
-        at = f'annotations[{i}]'
-        image, label = _need(a, 'image_id', path, at), _need(a, 'category_id', path, at)
-        if image not in marks: raise DataError(f'image_id {image!r} is no image of this file', where=f'{path}, {at}', remedy='Remove the annotation, or add its image')
-        if label not in names: raise DataError(f'label {label!r} is not in the map', where=f'{path}, {at}', remedy=f"Known are {', '.join(f'{k} {v}' for k, v in sorted(names.items(), key=str))}")
-        try: marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}'))
-        except DataError as e:
-            if problems is None: raise
-            problems.setdefault(image if numeric else order[image], e)
-    images = []
-    for i, im in enumerate(tree['images']):
-        found, file = tuple(marks[im['id']]), str(_need(im, 'file_name', path, f'images[{i}]'))
-        given = im.get('classes')
-        classes = tuple(sorted({a.category for a in found} if given is None else set(map(str, given))))
-        bad = [c for c in classes if c not in names.values()]
-        if bad: raise DataError(f'label {bad[0]!r} is not in the map', where=f'{path}, images[{i}]', remedy=f"Known are {', '.join(sorted(names.values()))}")
-        defective = im['defective'] if 'defective' in im else bool(found or classes)
-        part, key = im.get('part_id'), im['id'] if numeric else order[im['id']]
-        if part is None:
-            try: part = part_of(file) if part_of else str(Path(file).with_suffix(''))
-            except DataError as e:
-                if problems is None: raise
-                part = problems.setdefault(key, e)
-        images.append(ImageRecord(key, file, int(im['width']), int(im['height']), str(part),
-            _text(im.get('lot')), _text(im.get('exposure')), defective, classes, found))
-    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images))
-
+# %% ../../nbs/02_data/10_records.ipynb #3c04ee50
 def _text(v): return None if v is None else str(v)
 
 def _need(entry, field, path, at):
@@ -265,10 +224,92 @@ def _annotation(a, category, height, width, where):
         if isinstance(seg.get('counts'), list): seg = mask_to_rle(segmentation_to_mask(seg, height, width, where))
         size = [int(s) for s in seg.get('size', ())]
         if size != [height, width]:
-            raise DataError(f'mask is {" x ".join(map(str, size[::-1]))} px but its image is {width} x {height} px', where=where, remedy='Export the masks at the size of the images')
+            raise DataError(f'mask is {" x ".join(map(str, size[::-1]))} px but its image is {width} x {height} px',
+                where=where, remedy='Export the masks at the size of the images')
     box = a.get('bbox')
     mask = segmentation_to_mask(seg, height, width, where) if seg and (not box or not a.get('area')) else None
     if mask is not None and not box: box = mask_box(mask)
-    if not box or len(box) != 4: raise DataError('neither a box nor a mask', where=where, remedy='Remove the annotation or draw it again')
+    if not box or len(box) != 4:
+        raise DataError('neither a box nor a mask', where=where, remedy='Remove the annotation or draw it again')
     area = a.get('area') or (float(mask.sum()) if mask is not None else float(box[2])*float(box[3]))
     return Annotation(category, tuple(float(v) for v in box), seg, float(area))
+
+# %% ../../nbs/02_data/10_records.ipynb #1904d7bb
+def _tree(path):
+    "A COCO file as JSON"
+    try: tree = json.loads(path.read_text())
+    except FileNotFoundError as e:
+        raise DataError('no such file', where=path, remedy='Run ingest, or name the annotations file') from e
+    except (ValueError, OSError) as e:
+        raise DataError(f'not valid JSON: {e}', where=path, remedy='Export the annotations again') from e
+    if not isinstance(tree, dict) or 'images' not in tree:
+        raise DataError('not a COCO file: it has no "images"', where=path, remedy='Export as COCO instances')
+    return tree
+
+def _sizes(tree, path):
+    "Height and width [px] by image id"
+    out = {}
+    for i, im in enumerate(tree['images']):
+        at = f'images[{i}]'
+        key = _need(im, 'id', path, at)
+        if key in out:
+            raise DataError(f'image id {key!r} is used twice', where=f'{path}, {at}', remedy='Ids must be unique')
+        out[key] = int(_need(im, 'height', path, at)), int(_need(im, 'width', path, at))
+    return out
+
+def _marks(tree, names, sizes, path, failed):
+    "Annotations by image id; what is wrong with one goes to `failed(image id, error)`"
+    marks = {k: [] for k in sizes}
+    for i, a in enumerate(tree.get('annotations', ())):
+        at = f'annotations[{i}]'
+        image, label = _need(a, 'image_id', path, at), _need(a, 'category_id', path, at)
+        if image not in marks:
+            raise DataError(f'image_id {image!r} is no image of this file', where=f'{path}, {at}',
+                remedy='Remove the annotation, or add its image')
+        if label not in names:
+            raise DataError(f'label {label!r} is not in the map', where=f'{path}, {at}',
+                remedy=f"Known are {', '.join(f'{k} {v}' for k, v in sorted(names.items(), key=str))}")
+        try: marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}'))
+        except DataError as e: failed(image, e)
+    return marks
+
+# %% ../../nbs/02_data/10_records.ipynb #3184f7a2
+def _classes(im, found, names, where):
+    "Defect classes of an image: those it names, or those of its annotations"
+    given = im.get('classes')
+    classes = tuple(sorted({a.category for a in found} if given is None else set(map(str, given))))
+    if bad := [c for c in classes if c not in names.values()]:
+        raise DataError(f'label {bad[0]!r} is not in the map', where=where,
+            remedy=f"Known are {', '.join(sorted(names.values()))}")
+    return classes
+
+def read_coco(
+    root:Path, # Folder that file names are relative to
+    annotations:str|Path='annotations.json', # Relative to `root`
+    *,
+    part_of:Callable[[str], str]|None=None, # Part of a file name, where images have no `part_id`; default: the image
+    problems:dict|None=None, # Filled with image id -> `DataError` instead of raising, for what concerns one image only
+) -> InspectionData:
+    "Read COCO instances; `DataError` naming file and entry on a missing field, unknown id, or mask of another size"
+    root, path = Path(root), Path(root)/annotations
+    tree = _tree(path)
+    names = {_need(c, 'id', path, f'categories[{i}]'): str(_need(c, 'name', path, f'categories[{i}]'))
+             for i, c in enumerate(tree.get('categories', ()))}
+    sizes = _sizes(tree, path)
+    numeric = all(isinstance(k, int) for k in sizes)
+    ids = {k: k if numeric else i+1 for i, k in enumerate(sizes)} # of our records
+    def failed(image, error):
+        if problems is None: raise error
+        return problems.setdefault(ids[image], error)
+    marks, images = _marks(tree, names, sizes, path, failed), []
+    for i, im in enumerate(tree['images']):
+        at, found = f'images[{i}]', tuple(marks[im['id']])
+        file, part = str(_need(im, 'file_name', path, at)), im.get('part_id')
+        classes = _classes(im, found, names, f'{path}, {at}')
+        if part is None:
+            try: part = part_of(file) if part_of else str(Path(file).with_suffix(''))
+            except DataError as e: part = failed(im['id'], e)
+        images.append(ImageRecord(ids[im['id']], file, int(im['width']), int(im['height']), str(part),
+            _text(im.get('lot')), _text(im.get('exposure')),
+            im['defective'] if 'defective' in im else bool(found or classes), classes, found))
+    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images))

@@ -93,7 +93,7 @@ def split_parts(
     seed:int, # `spec.seed_offset` is added
     twins:Sequence[Twin]|None=None, # From `near_duplicates`; joined, refused or ignored as `spec.on_leak` says
 ) -> Split: # Image ids (a tuple) of each of `SPLITS`
-    "Part-grouped, class-stratified split; `LeakError` if `on_leak` is 'fail' and two parts hold twins, `DataError` if there are no images"
+    "Part-grouped, class-stratified split; `LeakError` on twins in two parts if `on_leak` is 'fail', `DataError`"
     if not data.images: raise DataError('no images to split', where=data.root, remedy='Run ingest first')
     if spec.on_leak == 'fail': _refuse_twins(data, twins or ())
     groups = _groups(data, twins or () if spec.on_leak == 'group' else ())
@@ -126,11 +126,14 @@ def _refuse_twins(data, twins):
     for a, b, similarity in twins:
         ra, rb = data.by_id[a], data.by_id[b]
         if ra.part_id != rb.part_id:
-            raise LeakError(f'{ra.file_name} (part {ra.part_id}) and {rb.file_name} (part {rb.part_id}) look like the same part: similarity {similarity:.3f}',
+            raise LeakError(
+                f'{ra.file_name} (part {ra.part_id}) and {rb.file_name} (part {rb.part_id}) look like the same part: '
+                f'similarity {similarity:.3f}',
                 where=data.root, remedy="Correct part_id, raise split.near_duplicate, or set split.on_leak to 'group'")
 
 # %% ../../nbs/02_data/60_splits.ipynb #db8b3b84
-_SIDE, _SHIFT, _STEP, _PRIOR, _BLUR = 64, 6, 2, 16, 1.4 # thumbnails, largest shift, sampling [px]; prior in images; blur [px]
+_SIDE, _SHIFT, _STEP = 64, 6, 2 # thumbnails, largest shift, sampling [px]
+_PRIOR, _BLUR = 16, 1.4 # prior in images; blur [px]
 
 class Thumbnails(NamedTuple):
     "What the audits need of each photograph, in the order of `data.images`"
@@ -150,7 +153,8 @@ def read_thumbnails(
         thumbs.append(np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32))
         mean.append(x.mean())
         std.append(x.std())
-    return Thumbnails(np.array(thumbs, np.float32).reshape(-1, _SIDE, _SIDE), np.array(mean, np.float32), np.array(std, np.float32))
+    return Thumbnails(np.array(thumbs, np.float32).reshape(-1, _SIDE, _SIDE), np.array(mean, np.float32),
+        np.array(std, np.float32))
 
 def _whiten(thumbs):
     "Detrended, whitened thumbnails [N, S, S]; flat ones become zero"
@@ -218,22 +222,28 @@ def audit_leaks(
     side, of_part = {}, {}
     for name, ids in split.items():
         for i in ids:
-            if i not in data.by_id: raise DataError(f'image id {i} is not in the data set', where=f'split {name}', remedy='Split again')
+            if i not in data.by_id:
+                raise DataError(f'image id {i} is not in the data set', where=f'split {name}', remedy='Split again')
             r = data.by_id[i]
-            if i in side: raise LeakError(f'{r.file_name} is in {side[i]} and in {name}', where='split', remedy='Split again')
+            if i in side:
+                raise LeakError(f'{r.file_name} is in {side[i]} and in {name}', where='split', remedy='Split again')
             side[i] = name
             other, first = of_part.setdefault(r.part_id, (name, r.file_name))
             if other != name:
-                raise LeakError(f'part {r.part_id} is in {other} ({first}) and in {name} ({r.file_name})', where='split', remedy='Keep all photographs of a part in one split')
+                raise LeakError(f'part {r.part_id} is in {other} ({first}) and in {name} ({r.file_name})',
+                    where='split', remedy='Keep all photographs of a part in one split')
     across = [(a, b, s) for a, b, s in twins if data.by_id[a].part_id != data.by_id[b].part_id]
     leaking = [(a, b, s) for a, b, s in across if a in side and b in side and side[a] != side[b]]
     if leaking and on_twin == 'fail':
         a, b, s = leaking[0]
-        raise LeakError(f'{data.by_id[a].file_name} ({side[a]}) and {data.by_id[b].file_name} ({side[b]}) look like the same part: similarity {s:.3f}' +
+        raise LeakError(
+            f'{data.by_id[a].file_name} ({side[a]}) and {data.by_id[b].file_name} ({side[b]}) look like the same part: '
+            f'similarity {s:.3f}' +
             (f', and {len(leaking)-1} more pairs' if len(leaking) > 1 else ''), where='split',
             remedy="Set split.on_leak to 'group', or raise split.near_duplicate if they are different parts")
     named = lambda ts: [[data.by_id[a].file_name, data.by_id[b].file_name, s] for a, b, s in ts]
-    return dict(twin_pairs=len(twins), twins_across_parts=len(across), examples=named(across[:20]), leaking_twins=named(leaking),
+    return dict(twin_pairs=len(twins), twins_across_parts=len(across), examples=named(across[:20]),
+        leaking_twins=named(leaking),
         splits=split_counts(split, data))
 
 # %% ../../nbs/02_data/60_splits.ipynb #262fee5c
@@ -246,23 +256,26 @@ def shortcut_audit(
     thumbnails:Thumbnails|None=None, # From `read_thumbnails`, to read the images only once
     target:str|None=None, # A class instead of 'defective'
     seed:int=0, # Of the folds
-) -> dict[str, float|None]: # AUROC by feature; 'size' is width and height, 'all' is everything; None where it has no meaning
+) -> dict[str, float|None]: # AUROC by feature, 'size' (width and height) and 'all'; None where it has no meaning
     "How well looks that have nothing to do with defects predict the label; needs scikit-learn"
     known = [k for k, r in enumerate(data.images) if r.defective is not None]
-    y = np.array([(target in _strata(data.images[k])) if target else bool(data.images[k].defective) for k in known], int)
+    y = np.array([(target in _strata(data.images[k])) if target else bool(data.images[k].defective) for k in known],
+        int)
     keys = (*_NUMBERS, *_NAMES, 'size', 'all')
     if not len(y) or y.min() == y.max(): return dict.fromkeys(keys)
     from sklearn.metrics import roc_auc_score
     thumbnails = thumbnails or read_thumbnails(data)
     rows = [data.images[k] for k in known]
-    columns = {'width': [r.width for r in rows], 'height': [r.height for r in rows], 'aspect': [r.width/r.height for r in rows],
+    columns = {'width': [r.width for r in rows], 'height': [r.height for r in rows],
+        'aspect': [r.width/r.height for r in rows],
                'mean': thumbnails.mean[known], 'std': thumbnails.std[known]}
     columns = {k: np.asarray(v, float) for k, v in columns.items()}
     names = {'format': [Path(r.file_name).suffix.lower() for r in rows], 'exposure': [r.exposure or '' for r in rows]}
     coded = {k: np.array([[v == u for u in sorted(set(vs))] for v in vs], float) for k, vs in names.items()}
     groups = np.array([r.part_id for r in rows])
     def alone(x): return max(a := float(roc_auc_score(y, x)), 1 - a)
-    def fitted(*parts): return max(.5, _grouped_auroc(np.hstack([p.reshape(len(y), -1) for p in parts]), y, groups, seed))
+    def fitted(*parts):
+        return max(.5, _grouped_auroc(np.hstack([p.reshape(len(y), -1) for p in parts]), y, groups, seed))
     out = {k: alone(x) for k, x in columns.items()}
     out |= {k: fitted(x) if x.shape[1] > 1 else .5 for k, x in coded.items()}
     size = [columns['width'], columns['height'], columns['aspect']]
@@ -289,8 +302,10 @@ def shortcut_warnings(
 ) -> list[str]:
     "Sentences for the report, worst first"
     found = sorted(((v, k) for k, v in audit.items() if v is not None and v >= limit), reverse=True)
-    named = {'size': 'width and height together', 'all': 'all of these together', 'mean': 'mean brightness', 'std': 'contrast', 'format': 'the file format', 'exposure': 'the exposure'}
-    return [f"{named.get(k, f'the {k} of the photograph')} alone tells defective from good with AUROC {v:.2f}" for v, k in found]
+    named = {'size': 'width and height together', 'all': 'all of these together', 'mean': 'mean brightness',
+        'std': 'contrast', 'format': 'the file format', 'exposure': 'the exposure'}
+    return [f"{named.get(k, f'the {k} of the photograph')} alone tells defective from good with AUROC {v:.2f}"
+        for v, k in found]
 
 # %% ../../nbs/02_data/60_splits.ipynb #d23709eb
 def fingerprint(
@@ -302,7 +317,8 @@ def fingerprint(
     for r in sorted(data.images, key=lambda r: r.id):
         marks = [[a.category, list(map(float, a.bbox)), a.segmentation] for a in r.annotations]
         h.update(hashlib.sha256(data.path(r).read_bytes()).digest())
-        h.update(json.dumps([r.id, r.file_name, r.part_id, r.lot, r.exposure, r.defective, list(r.classes), marks], sort_keys=True).encode())
+        h.update(json.dumps([r.id, r.file_name, r.part_id, r.lot, r.exposure, r.defective, list(r.classes), marks],
+            sort_keys=True).encode())
     h.update(json.dumps({k: sorted(v) for k, v in (split or {}).items()}, sort_keys=True).encode())
     return h.hexdigest()
 
@@ -321,10 +337,13 @@ def _load(path):
     try: tree = json.loads(path.read_text())
     except FileNotFoundError as e: raise DataError('no such file', where=path, remedy='Run `sads split` first') from e
     except ValueError as e: raise DataError(f'not valid JSON: {e}', where=path, remedy='Run `sads split` again') from e
-    if not isinstance(tree, dict) or not isinstance(tree.get('splits'), dict): raise DataError("field 'splits' is missing", where=path, remedy='Run `sads split` again')
-    if bad := sorted(set(tree['splits']) - set(SPLITS)): raise DataError(f'unknown split {bad[0]!r}', where=path, remedy=f"Known are {', '.join(SPLITS)}")
+    if not isinstance(tree, dict) or not isinstance(tree.get('splits'), dict):
+        raise DataError("field 'splits' is missing", where=path, remedy='Run `sads split` again')
+    if bad := sorted(set(tree['splits']) - set(SPLITS)):
+        raise DataError(f'unknown split {bad[0]!r}', where=path, remedy=f"Known are {', '.join(SPLITS)}")
     for k, ids in tree['splits'].items():
-        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids): raise DataError('must be a list of image ids', where=f'{path}, splits.{k}', remedy='Run `sads split` again')
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            raise DataError('must be a list of image ids', where=f'{path}, splits.{k}', remedy='Run `sads split` again')
     return tree
 
 def read_split(path:str|Path) -> dict[str, tuple[int, ...]]: # Image ids of each of `SPLITS`

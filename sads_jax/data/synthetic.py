@@ -2,7 +2,8 @@
 
 Conventions of this module:
 
-* a part is a *plane* (albedo, height, defect ids) somewhat larger than a photograph; an exposure looks at it from a slightly different position under its own light;
+* a part is a *plane* (albedo, height, defect ids) somewhat larger than a photograph; an exposure looks at it from a
+  slightly different position under its own light;
 * coordinates are `y, x` in pixels of the plane; light falls from the direction it names;
 * everything is drawn from `seed`, the part and the exposure: the same arguments give the same bytes.
 
@@ -64,7 +65,8 @@ class _Plane(NamedTuple):
     height: np.ndarray # float32 [H, W], px
     gloss: float
 
-def _tint(rng, base, spread, hue=.5): return np.clip(np.asarray(base) + rng.normal(0, spread, 3)*hue + rng.normal(0, spread), .03, .97).astype(_f32)
+def _tint(rng, base, spread, hue=.5):
+    return np.clip(np.asarray(base) + rng.normal(0, spread, 3)*hue + rng.normal(0, spread), .03, .97).astype(_f32)
 
 def _brushed_metal(rng, shape):
     c = _tint(rng, (.54, .55, .57), .04, .15)
@@ -81,7 +83,8 @@ def _cast(rng, shape):
     return _Plane(c*a[..., None], h.astype(_f32), rng.uniform(.05, .15))
 
 def _fabric(rng, shape):
-    c = _tint(rng, [(.30, .36, .50), (.62, .56, .45), (.45, .45, .46), (.50, .30, .29), (.36, .45, .38)][rng.integers(5)], .03)
+    c = _tint(rng, [(.30, .36, .50), (.62, .56, .45), (.45, .45, .46), (.50, .30, .29),
+        (.36, .45, .38)][rng.integers(5)], .03)
     y, x = np.mgrid[:shape[0], :shape[1]].astype(_f32)
     p = rng.uniform(5, 7.5)
     u, v = x + 1.1*_blobs(rng, shape, 35), y + 1.1*_blobs(rng, shape, 35)
@@ -148,7 +151,8 @@ def _crack(rng, yx, at, plane, edge):
     angle, length = rng.uniform(0, np.pi), rng.uniform(45, 100)
     main = _path(rng, at, angle, length, 22, 0)
     calm = np.sin(np.linspace(0, np.pi, len(main)))[:, None]
-    main += rng.normal(0, 1.2, main.shape)*calm**.3 + 1.4*ndimage.gaussian_filter1d(rng.normal(0, 7, main.shape), 2.5, axis=0)*calm
+    main += rng.normal(0, 1.2, main.shape)*calm**.3 + 1.4*ndimage.gaussian_filter1d(rng.normal(0, 7, main.shape), 2.5,
+        axis=0)*calm
     d, t = _to_polyline(yx, main)
     width = rng.uniform(1., 1.7)*(1.15 - t*.7)
     mask, line = d < width + .6, np.exp(-(d/width)**2)
@@ -162,6 +166,7 @@ def _crack(rng, yx, at, plane, edge):
         line = np.maximum(line, .85*np.exp(-(d/w)**2))
     return 1 - rng.uniform(.34, .64)*line, -1.2*line, mask, None
 
+# %% ../../nbs/02_data/40_synthetic.ipynb #1d783cd1
 def _pit(rng, yx, at, plane, edge):
     gain, dh, mask = np.ones(yx[0].shape, _f32), np.zeros(yx[0].shape, _f32), np.zeros(yx[0].shape, bool)
     big = rng.uniform(3, 6.5)
@@ -192,12 +197,14 @@ def _stain(rng, yx, at, plane, edge):
 def _dent(rng, yx, at, plane, edge):
     r = rng.uniform(11, 22)
     ang, squash = rng.uniform(0, np.pi), rng.uniform(.6, 1)
-    a, b = (yx[0]-at[0])*np.cos(ang) + (yx[1]-at[1])*np.sin(ang), (-(yx[0]-at[0])*np.sin(ang) + (yx[1]-at[1])*np.cos(ang))/squash
+    a, b = (yx[0]-at[0])*np.cos(ang) + (yx[1]-at[1])*np.sin(ang), (-(yx[0]-at[0])*np.sin(ang)
+        + (yx[1]-at[1])*np.cos(ang))/squash
     d = np.hypot(a, b)/r
     sign = -1 if rng.random() < .85 else 1
     bowl = np.clip(1 - d*d, 0, None)**2
     return 1 - .06*bowl, sign*r*rng.uniform(.3, .46)*bowl, d < .93, None
 
+# %% ../../nbs/02_data/40_synthetic.ipynb #7707b874
 def _edge_break(rng, yx, at, plane, edge):
     "Chips at the edge nearest to `at`: material is gone, and the fracture beside it is fresh"
     sd, along = edge
@@ -209,7 +216,8 @@ def _edge_break(rng, yx, at, plane, edge):
     gone = bite + rough*(bite > 0) - sd
     face = (np.abs(t) < 1.02)*(sd > -.5)*_smooth(gone, -rng.uniform(3, 6), -1)
     gain = 1 + rng.choice([-1, 1])*rng.uniform(.2, .35)*face*(1 + .3*rough)
-    return gain, -.35*np.clip(gone + 5, 0, 9)*(np.abs(t) < 1.02), ((gone > -3) & (np.abs(t) < 1) & (sd > -.5)), np.where((bite > 0) & (gone > 0), gone, 0)
+    return gain, -.35*np.clip(gone + 5, 0,
+        9)*(np.abs(t) < 1.02), ((gone > -3) & (np.abs(t) < 1) & (sd > -.5)), np.where((bite > 0) & (gone > 0), gone, 0)
 
 _DEFECTS = dict(scratch=_scratch, crack=_crack, pit=_pit, stain=_stain, dent=_dent, edge_break=_edge_break)
 
@@ -261,26 +269,31 @@ def _edges(rng, shape, scale, rough):
     y, x = np.mgrid[:shape[0], :shape[1]].astype(_f32)
     sides = [(y, x), (shape[0] - 1 - y, x), (x, y), (shape[1] - 1 - x, y)]
     first = rng.integers(4)
-    chosen = [first] if rng.random() < .7 else [first, (first + 2) % 4 if rng.random() < .2 else (2 if first < 2 else 0)]
+    chosen = [first] if rng.random() < .7 else [first, (first + 2) % 4 if rng.random() < .2
+        else (2 if first < 2 else 0)]
     sd, along = None, None
     for j in chosen:
         across, way = sides[j]
-        wave = rough*np.interp(way, np.linspace(0, max(shape), 24), rng.normal(0, 1, 24)) + rng.normal(0, .012)*(way - way.mean())
+        wave = rough*np.interp(way, np.linspace(0, max(shape), 24), rng.normal(0, 1, 24)) + rng.normal(0,
+            .012)*(way - way.mean())
         one = across - _MARGIN - rng.uniform(12, 24)*scale - wave
         if sd is None: sd, along = one, way
         else: along, sd = np.where(one < sd, way + 1000, along), np.minimum(sd, one)
     return sd.astype(_f32), along.astype(_f32)
 
+# %% ../../nbs/02_data/40_synthetic.ipynb #65e675ef
 def _make(spec, part, i, seed):
     rng = _rng(seed, 2, i)
     shape = (part.height + 2*_MARGIN, part.width + 2*_MARGIN)
     scale = spec.size/192
     lay = rng.random() < .5  # grain runs along x or y
     plane = _SURFACES[part.surface](rng, shape if lay else shape[::-1])
-    albedo, height = (plane.albedo, plane.height) if lay else (plane.albedo.transpose(1, 0, 2).copy(), plane.height.T.copy())
+    albedo, height = (plane.albedo, plane.height) if lay else (plane.albedo.transpose(1, 0, 2).copy(),
+        plane.height.T.copy())
     albedo *= (1 + _rng(seed, 3, int(part.lot[4:])).normal(0, .02, 3)).astype(_f32)
     sd, along = _edges(rng, shape, scale, dict(cast=.6, fabric=.5, wood=.4).get(part.surface, .15))
-    fixture = np.clip(.13 + .05*rng.normal() + .012*_grain(rng, shape, .6) + .02*_blobs(rng, shape, 30), .03, .3)[..., None]*np.array([1, 1, 1.04], _f32)
+    fixture = np.clip(.13 + .05*rng.normal() + .012*_grain(rng, shape, .6) + .02*_blobs(rng, shape, 30), .03, .3)[...,
+        None]*np.array([1, 1, 1.04], _f32)
     yx = tuple(np.mgrid[:shape[0], :shape[1]].astype(_f32))
     ids, kinds, missing = np.zeros(shape, np.uint8), [], np.zeros(shape, _f32)
     taken = np.zeros(shape, bool)
@@ -294,7 +307,8 @@ def _make(spec, part, i, seed):
         if not len(spots): spots = np.argwhere(inner)
         at = spots[drng.integers(len(spots))].astype(_f32)
         z = 1/scale  # draw at the size of 192 px photographs, whatever the size asked for
-        gain, dh, mask, gone = _DEFECTS[kind](drng, tuple((v - a)*z + a for v, a in zip(yx, at)), at, plane, (sd*z, along*z))
+        gain, dh, mask, gone = _DEFECTS[kind](drng, tuple((v - a)*z + a for v, a in zip(yx, at)), at, plane,
+            (sd*z, along*z))
         albedo *= gain[..., None] if gain.ndim == 2 else gain
         height = height + dh*scale
         mask = mask & (sd > -1)
@@ -304,7 +318,8 @@ def _make(spec, part, i, seed):
         kinds.append(kind)
     cover = _smooth(sd, -.8, .8)*(1 - _smooth(missing, .2, 1.8))
     height = height - 3.*np.exp(-np.clip(sd, 0, 20)/2.2)  # the edge is rounded
-    return _Made(np.clip(albedo, .01, 1).astype(_f32), height.astype(_f32), cover.astype(_f32), fixture.astype(_f32), ids, tuple(kinds), plane.gloss)
+    return _Made(np.clip(albedo, .01, 1).astype(_f32), height.astype(_f32), cover.astype(_f32), fixture.astype(_f32),
+        ids, tuple(kinds), plane.gloss)
 
 # %% ../../nbs/02_data/40_synthetic.ipynb #2d16b215
 class Instance(NamedTuple):
@@ -312,6 +327,7 @@ class Instance(NamedTuple):
     category: str
     mask: np.ndarray # bool [H, W]
 
+# %% ../../nbs/02_data/40_synthetic.ipynb #1f50804b
 def _expose(spec, part, made, i, exposure, seed):
     rng = _rng(seed, 5, i, exposure)
     h, w = part.height, part.width
@@ -319,7 +335,8 @@ def _expose(spec, part, made, i, exposure, seed):
     rot = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])*(1 + rng.normal(0, .008))
     centre = np.array([h - 1, w - 1])/2
     offset = centre + _MARGIN + shift - rot @ centre
-    def view(x, order=1): return ndimage.affine_transform(x, rot, offset, (h, w), order=order, mode='nearest', prefilter=False)
+    def view(x, order=1):
+        return ndimage.affine_transform(x, rot, offset, (h, w), order=order, mode='nearest', prefilter=False)
     albedo = np.stack([view(np.ascontiguousarray(made.albedo[..., c])) for c in range(3)], -1)
     cover, height = view(made.cover), view(made.height)
     fixture = np.stack([view(np.ascontiguousarray(made.fixture[..., c])) for c in range(3)], -1)
@@ -345,7 +362,8 @@ def _expose(spec, part, made, i, exposure, seed):
     specks = ndimage.gaussian_filter((dust > 3.55 - rng.uniform(0, .25)).astype(_f32), .6)*rng.uniform(.5, 1.3)
     lit += specks[..., None]*np.array([.85, .83, .8], _f32)*.5
     if rng.random() < .3:  # lint
-        pts = _path(rng, (rng.uniform(.2, .8)*h, rng.uniform(.2, .8)*w), rng.uniform(0, 6.3), rng.uniform(10, 28), 8, .35)
+        pts = _path(rng, (rng.uniform(.2, .8)*h, rng.uniform(.2, .8)*w), rng.uniform(0, 6.3), rng.uniform(10, 28), 8,
+            .35)
         d, _ = _to_polyline(tuple(np.mgrid[:h, :w].astype(_f32)), pts)
         lit += (rng.uniform(.05, .12)*np.exp(-(d/.8)**2))[..., None]
     shadow = 1 - .4*ndimage.gaussian_filter(cover, 4)  # the part keeps light from the fixture beside it
@@ -356,12 +374,13 @@ def _expose(spec, part, made, i, exposure, seed):
     image = np.round(255*np.clip(out, 0, 1)**(1/1.1)).astype(np.uint8)
     return image, ids
 
+# %% ../../nbs/02_data/40_synthetic.ipynb #d7ce1389
 def render_part(
     spec:SyntheticSpec,
     part:int, # Index of the part, 0 .. n_parts - 1
     exposure:int, # Index of the exposure, 0 .. exposures - 1
     seed:int,
-) -> tuple[np.ndarray, np.ndarray, list[Instance]]: # Image uint8 [H, W, 3], class map uint8 [H, W] (1 + index into the sorted `spec.defects`), defects
+) -> tuple[np.ndarray, np.ndarray, list[Instance]]: # Image uint8 [H, W, 3], class map uint8 [H, W], defects
     "One photograph of one part; deterministic"
     plan = plan_parts(spec, seed)[part]
     return _finish(spec, *_expose(spec, plan, _make(spec, plan, part, seed), part, exposure, seed), plan.defects)
@@ -373,7 +392,8 @@ def render_all(
     "Every photograph of every part, in order; each part is made once"
     for i, plan in enumerate(plan_parts(spec, seed)):
         made = _make(spec, plan, i, seed)
-        for e in range(spec.exposures): yield i, plan, e, *_finish(spec, *_expose(spec, plan, made, i, e, seed), plan.defects)
+        for e in range(spec.exposures):
+            yield i, plan, e, *_finish(spec, *_expose(spec, plan, made, i, e, seed), plan.defects)
 
 def _finish(spec, image, ids, kinds):
     table = np.array([0] + [1 + sorted(spec.defects).index(k) for k in kinds], np.uint8)

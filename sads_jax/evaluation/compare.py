@@ -3,7 +3,8 @@
 Two reports with 4 and 6 escapes say little: their intervals overlap almost always. But both models judged the same
 parts, and only the parts on which they differ tell them apart:
 
-* **verdicts**: McNemar's exact test on the parts that one judged rightly and the other didn't. A defective part is judged rightly
+* **verdicts**: McNemar's exact test on the parts that one judged rightly and the other didn't. A defective part is
+  judged rightly
   if none of its defective photographs passed, a good one if all of its photographs did;
 * **scores**: the difference of AUROC and AP, with parts drawn again for both models alike.
 
@@ -25,7 +26,8 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import write_whole
-from .intervals import counted_ap, counted_auroc, part_draws, percentile_interval, replicated, score_counts
+from sads_jax.evaluation.intervals import (counted_ap, counted_auroc, part_draws, percentile_interval, replicated,
+    score_counts)
 
 # %% ../../nbs/07_evaluation/50_compare.ipynb #ed02fa07
 def read_predictions(
@@ -33,12 +35,16 @@ def read_predictions(
 ) -> dict[str, dict[str, Any]]: # file name -> image_id, part_id, defective, classes, report
     "The reports of an evaluation; `DataError` if there are none or they can't be read"
     path = Path(folder)/'predictions.jsonl' if Path(folder).is_dir() else Path(folder)
-    if not path.is_file(): raise DataError('no such file', where=path, remedy='Name the folder that `sads evaluate` wrote its report into, e.g. reports')
+    if not path.is_file():
+        raise DataError('no such file', where=path,
+            remedy='Name the folder that `sads evaluate` wrote its report into, e.g. reports')
     out = {}
     for i, line in enumerate(path.read_text().splitlines(), 1):
         try: row = json.loads(line)
-        except json.JSONDecodeError as e: raise DataError(f'line {i} is not JSON', where=path, remedy='Evaluate again') from e
-        if missing := {'file_name', 'part_id', 'defective', 'report'} - set(row): raise DataError(f"line {i} lacks {', '.join(sorted(missing))}", where=path, remedy='Evaluate again')
+        except json.JSONDecodeError as e:
+            raise DataError(f'line {i} is not JSON', where=path, remedy='Evaluate again') from e
+        if missing := {'file_name', 'part_id', 'defective', 'report'} - set(row):
+            raise DataError(f"line {i} lacks {', '.join(sorted(missing))}", where=path, remedy='Evaluate again')
         out[row['file_name']] = row
     return out
 
@@ -48,11 +54,17 @@ def paired(
 ) -> list[tuple[dict, dict]]: # By file name, those known to be good or defective
     "The photographs that both judged; `DataError` if there are none, or if pixels, parts or labels differ"
     common = [f for f in sorted(a) if f in b]
-    if not common: raise DataError('no photograph was judged by both', where='the two reports', remedy='Evaluate both models on the same data')
+    if not common:
+        raise DataError('no photograph was judged by both', where='the two reports',
+            remedy='Evaluate both models on the same data')
     for f in common:
         x, y = a[f], b[f]
-        if x['report']['image_sha256'] != y['report']['image_sha256']: raise DataError('the two reports saw different photographs under this name', where=f, remedy='Evaluate both models on the same data')
-        if (x['part_id'], x['defective']) != (y['part_id'], y['defective']): raise DataError('the two reports disagree on its part or its label', where=f, remedy='Evaluate both models on the same labels')
+        if x['report']['image_sha256'] != y['report']['image_sha256']:
+            raise DataError('the two reports saw different photographs under this name', where=f,
+                remedy='Evaluate both models on the same data')
+        if (x['part_id'], x['defective']) != (y['part_id'], y['defective']):
+            raise DataError('the two reports disagree on its part or its label', where=f,
+                remedy='Evaluate both models on the same labels')
     return [(a[f], b[f]) for f in common if a[f]['defective'] is not None]
 
 # %% ../../nbs/07_evaluation/50_compare.ipynb #48f633b9
@@ -70,7 +82,8 @@ def part_verdicts(
     "A defective part must not pass in any defective photograph, a good one must in all"
     by = {}
     for r in rows: by.setdefault(r['part_id'], []).append((r['defective'], r['report']['verdict'] == 'PASS'))
-    return {p: (True, not any(ok for bad, ok in v if bad)) if any(bad for bad, _ in v) else (False, all(ok for _, ok in v)) for p, v in by.items()}
+    return {p: (True, not any(ok for bad, ok in v if bad)) if any(bad for bad, _ in v) else (False,
+        all(ok for _, ok in v)) for p, v in by.items()}
 
 # %% ../../nbs/07_evaluation/50_compare.ipynb #6052358e
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ class Comparison:
         write_whole(path, json.dumps(asdict(self), sort_keys=True, indent=1) + '\n')
         return Path(path)
 
+# %% ../../nbs/07_evaluation/50_compare.ipynb #ae27f2ca
 def compare_reports(
     a:str|Path, # Folder of the first report
     b:str|Path, # Folder of the second, on the same photographs
@@ -97,14 +111,17 @@ def compare_reports(
     "Two evaluations side by side, with paired tests; `DataError` if they are not of the same photographs"
     first, second = read_predictions(a), read_predictions(b)
     pairs = paired(first, second)
-    if not pairs: raise DataError('nobody said of any photograph whether it is defective', where='the two reports', remedy='Label some')
+    if not pairs:
+        raise DataError('nobody said of any photograph whether it is defective', where='the two reports',
+            remedy='Label some')
     right = [part_verdicts([p[k] for p in pairs]) for k in (0, 1)]
     verdicts = {}
     for name, kinds in (('all', (True, False)), ('defective', (True,)), ('good', (False,))):
         n = [[0, 0], [0, 0]]
         for p, (bad, ok) in right[0].items():
             if bad in kinds: n[ok][right[1][p][1]] += 1
-        verdicts[name] = dict(parts=sum(map(sum, n)), both=n[1][1], only_a=n[1][0], only_b=n[0][1], neither=n[0][0], p=mcnemar(n[1][0], n[0][1]))
+        verdicts[name] = dict(parts=sum(map(sum, n)), both=n[1][1], only_a=n[1][0], only_b=n[0][1], neither=n[0][0],
+            p=mcnemar(n[1][0], n[0][1]))
     index = {p: i for i, p in enumerate(right[0])}
     part, y = np.array([index[x['part_id']] for x, _ in pairs]), np.array([x['defective'] for x, _ in pairs], bool)
     draws, scores = part_draws(len(index), replicates), {}
@@ -112,12 +129,16 @@ def compare_reports(
     for name, figure in (('auroc', counted_auroc), ('ap', counted_ap)):
         va, vb = (float(figure(pos.sum(0), neg.sum(0))) for pos, neg in tables)
         low, high = percentile_interval(replicated(figure, draws, *tables[1]) - replicated(figure, draws, *tables[0]))
-        scores[name] = dict(a=va, b=vb, difference=vb - va, low=low, high=high) if np.isfinite([va, vb]).all() else dict.fromkeys(('a', 'b', 'difference', 'low', 'high'))
+        scores[name] = dict(a=va, b=vb, difference=vb - va, low=low, high=high) if np.isfinite([va,
+            vb]).all() else dict.fromkeys(('a', 'b', 'difference', 'low', 'high'))
     seen = lambda p, k: [x[k]['report']['verdict'] for x in pairs if x[0]['part_id'] == p]
-    changed = tuple(dict(part_id=p, defective=bad, better='a' if ok else 'b', a=seen(p, 0), b=seen(p, 1)) for p, (bad, ok) in right[0].items() if ok != right[1][p][1])
+    changed = tuple(dict(part_id=p, defective=bad, better='a' if ok else 'b', a=seen(p, 0), b=seen(p, 1)) for p,
+        (bad, ok) in right[0].items() if ok != right[1][p][1])
     version = lambda k: ', '.join(sorted({p[k]['report']['model_version'] for p in pairs}))
-    return Comparison((version(0), version(1)), len(pairs), len(index), (len(set(first) - set(second)), len(set(second) - set(first))), verdicts, scores, changed)
+    return Comparison((version(0), version(1)), len(pairs), len(index), (len(set(first) - set(second)),
+        len(set(second) - set(first))), verdicts, scores, changed)
 
+# %% ../../nbs/07_evaluation/50_compare.ipynb #ae40be3d
 def comparison_text(
     c:Comparison,
     alpha:float=.05, # p below which a difference is called one
@@ -126,11 +147,17 @@ def comparison_text(
     out, things = [], dict(all='parts', defective='defective parts', good='good parts')
     for k, v in c.verdicts.items():
         if not v['parts']: continue
-        if not v['only_a'] + v['only_b']: out.append(f"{things[k]}: no difference; both judge {v['both']} of {v['parts']} rightly")
-        else: out.append(f"{things[k]}: A alone judges {v['only_a']} of {v['parts']} rightly, B alone {v['only_b']}, both {v['both']}; p = {v['p']:.3f}, "
+        if not v['only_a'] + v['only_b']:
+            out.append(f"{things[k]}: no difference; both judge {v['both']} of {v['parts']} rightly")
+        else:
+            out.append(
+                f"{things[k]}: A alone judges {v['only_a']} of {v['parts']} rightly, B alone {v['only_b']}, both "
+                f"{v['both']}; p = {v['p']:.3f}, "
             + (f"{'A' if v['only_a'] > v['only_b'] else 'B'} is better" if v['p'] < alpha else 'no difference shown'))
     for k, s in c.scores.items():
         if s['low'] is None: continue
         sure = 'B is better' if s['low'] > 0 else 'A is better' if s['high'] < 0 else 'no difference shown'
-        out.append(f"{ {'auroc': 'AUROC', 'ap': 'AP'}[k] }: A {s['a']:.3f}, B {s['b']:.3f}; B - A between {s['low']:+.3f} and {s['high']:+.3f}, {sure}")
+        out.append(
+            f"{ {'auroc': 'AUROC', 'ap': 'AP'}[k] }: A {s['a']:.3f}, B {s['b']:.3f}; B - A between {s['low']:+.3f} and "
+            f"{s['high']:+.3f}, {sure}")
     return out

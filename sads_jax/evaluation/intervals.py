@@ -42,7 +42,7 @@ def score_counts(
     part:np.ndarray, # int [N], index of each image's part
     y:np.ndarray, # bool [N]
     score:np.ndarray, # float [N]
-) -> tuple[sparse.csr_array, sparse.csr_array]: # of defective and of good ones: how many of each part [P] have each distinct score [G], rising
+) -> tuple[sparse.csr_array, sparse.csr_array]: # defective, good: how many of each part [P] have each score [G], rising
     "Images sorted into parts and scores"
     part, y = np.asarray(part, int), np.asarray(y, bool)
     distinct, at = np.unique(np.asarray(score, float), return_inverse=True)
@@ -98,14 +98,22 @@ class IntervalsMetric:
         self.images.append((part, row.record.defective, row.report.image_score))
         if row.class_map is None or row.score_map is None: return
         level = score_levels(row.score_map, self.bins) + self.bins*(row.class_map > 0)
-        self.pixels[part] = self.pixels.get(part, 0) + np.bincount(level.ravel(), minlength=2*self.bins).astype(np.int32).reshape(2, -1)
+        self.pixels[part] = self.pixels.get(part, 0) + np.bincount(level.ravel(),
+            minlength=2*self.bins).astype(np.int32).reshape(2, -1)
 
     def result(self) -> dict[str, Any]:
-        "auroc, ap, pixel_ap: low and high, None where all replicates agree (a perfect score says nothing of its interval); and the parts and replicates behind them"
+        """`auroc`, `ap`, `pixel_ap`: low and high; `parts`, `replicates`
+
+        Ends are None where all replicates agree: a perfect score says nothing of its interval.
+        """
         draws = part_draws(len(self.index), self.replicates, self.seed)
-        pos, neg = score_counts(*(np.array(self.images, float).reshape(-1, 3).T)) if self.images else (sparse.csr_array((0, 0)),)*2
+        pos, neg = score_counts(*(np.array(self.images, float).reshape(-1,
+            3).T)) if self.images else (sparse.csr_array((0, 0)),)*2
         at = list(self.pixels)
-        neg_px, pos_px = (sparse.csr_array(np.array([self.pixels[p][k] for p in at], float).reshape(-1, self.bins)) for k in (0, 1))
-        made = dict(auroc=(counted_auroc, draws, pos, neg), ap=(counted_ap, draws, pos, neg), pixel_ap=(counted_ap, draws[:, at], pos_px, neg_px))
+        neg_px, pos_px = (sparse.csr_array(np.array([self.pixels[p][k] for p in at], float).reshape(-1, self.bins))
+            for k in (0, 1))
+        made = dict(auroc=(counted_auroc, draws, pos, neg), ap=(counted_ap, draws, pos, neg),
+            pixel_ap=(counted_ap, draws[:, at], pos_px, neg_px))
         ends = {k: percentile_interval(replicated(*a)) if a[2].shape[0] else (None, None) for k, a in made.items()}
-        return dict(parts=len(self.index), replicates=self.replicates, **{k: dict(low=low, high=high) if low != high else dict(low=None, high=None) for k, (low, high) in ends.items()})
+        return dict(parts=len(self.index), replicates=self.replicates, **{k: dict(low=low, high=high) if low != high
+            else dict(low=None, high=None) for k, (low, high) in ends.items()})

@@ -40,7 +40,7 @@ def region_votes(
 def pro_points(
     votes:np.ndarray, # float [bins], rising score, of all regions
     clean:np.ndarray, # int [bins], pixels without defect
-) -> tuple[np.ndarray, np.ndarray]: # false positive rate [1 + bins] rising from 0, mean recall of a region [1 + bins]; empty unless both are there
+) -> tuple[np.ndarray, np.ndarray]: # false positive rate, mean recall of a region [1 + bins], rising; or both empty
     "The per-region-overlap curve, from the highest score down"
     if not votes.sum() or not clean.sum(): return np.zeros(0), np.zeros(0)
     up = lambda h: np.append(0, np.cumsum(h[::-1]/h.sum()))
@@ -62,7 +62,7 @@ def area_below(
 def pimo_weights(
     normal:np.ndarray, # float [bins], rising score: share of pixels of good photographs, averaged over them
     bounds:tuple[float, float]=(1e-5, 1e-4), # tolerated share of clean pixels
-) -> np.ndarray: # float [bins], 0..1 rising: what a defect pixel in this bin adds to its photograph's AUPIMO, times the defect's area
+) -> np.ndarray: # float [bins], 0..1 rising: what a defect pixel adds to its photograph's AUPIMO, times the area
     "Over which part of the bounds, on a logarithmic scale, pixels of each score are seen"
     fpr = np.append(np.cumsum(normal[::-1]), np.inf) # from which on a bin is above the threshold
     low, high = bounds
@@ -72,11 +72,20 @@ def pimo_weights(
 @MetricFactory.register('localisation')
 class LocalisationMetric:
     "AUPRO and AUPIMO of the score map, on images whose masks are known"
-    def __init__(self, *, categories:Sequence[str], bins:int=65536, limit:float=.3, bounds:tuple[float, float]=(1e-5, 1e-4)):
+    def __init__(
+        self,
+        *,
+        categories:Sequence[str],
+        bins:int=65536, # Levels that scores are counted in
+        limit:float=.3, # False positive rate up to which AUPRO is averaged
+        bounds:tuple[float, float]=(1e-5, 1e-4), # The same of AUPIMO, from and to
+    ):
         self.categories, self.bins, self.limit, self.bounds = tuple(categories), bins, limit, bounds
-        self.votes, self.regions = np.zeros((1 + len(categories), bins)), np.zeros(1 + len(categories), int) # row 0: any defect
+        rows = 1 + len(categories) # row 0: any defect
+        self.votes, self.regions = np.zeros((rows, bins)), np.zeros(rows, int)
         self.clean, self.normal = np.zeros(bins, np.int64), np.zeros(bins)
-        self.good, self.good_pixels, self.images = 0, 0, [] # images: (level [D], share of the defect [D]) of each with a defect
+        self.good, self.good_pixels = 0, 0
+        self.images = [] # level [D] and share of the defect [D] of each photograph with a defect
 
     def update(self, row:Judged):
         "Take in one image; ignored where the true masks are not known"
@@ -86,7 +95,8 @@ class LocalisationMetric:
         self.clean += count
         if not mask.any():
             if row.record.defective is False:
-                self.normal, self.good, self.good_pixels = self.normal + count/mask.size, self.good + 1, self.good_pixels + mask.size
+                self.normal += count/mask.size
+                self.good, self.good_pixels = self.good + 1, self.good_pixels + mask.size
             return
         for k in (0, *np.unique(row.class_map[mask])):
             votes, n = region_votes(level, row.class_map == k if k else mask, self.bins)
@@ -94,14 +104,18 @@ class LocalisationMetric:
         at, n = np.unique(level[mask], return_counts=True)
         self.images.append((at, n/n.sum()))
 
-    def aupimo(self) -> np.ndarray|None: # float [images with a defect], in their order; None without them or with too few good pixels to see the bounds
+    def aupimo(self) -> np.ndarray|None: # float [images with a defect]; None without, or with too few good pixels
         "AUPIMO of each photograph with a defect"
         if not self.images or self.good_pixels*self.bounds[0] < 1: return None
         w = pimo_weights(self.normal/self.good, self.bounds)
         return np.array([w[at] @ share for at, share in self.images])
 
     def result(self) -> dict[str, Any]:
-        "aupro, regions, aupimo (mean over photographs), aupimo_median, aupimo_zero (share of photographs with 0), photographs; per class aupro: its regions against all clean pixels"
+        """How well the map marks defects
+
+        `aupro`, `regions`, `aupimo` (mean over `photographs`), `aupimo_median`, `aupimo_zero` (share of photographs
+        with 0); per class `aupro`: its regions against all clean pixels.
+        """
         curve = lambda k: area_below(*pro_points(self.votes[k], self.clean), self.limit)
         pimo = self.aupimo()
         figures = dict(aupimo=None, aupimo_median=None, aupimo_zero=None) if pimo is None else \

@@ -83,7 +83,7 @@ def roc_points(
 def f1_max(
     y:np.ndarray, # bool [N]
     score:np.ndarray, # float [N]
-) -> tuple[float|None, float|None]: # best F1, 0..1, and the score from which on it suspects; None if nothing is defective
+) -> tuple[float|None, float|None]: # best F1, 0..1, and the score it suspects from; None without defective ones
     "The best F1 of any threshold; of equals the highest threshold"
     p, r, t = pr_points(y, score)
     if not len(p): return None, None
@@ -215,7 +215,7 @@ def detection_map(
     class_aware:bool, # False: labels are ignored; True: score is `scores*label_scores`, and classes are averaged
     max_detections:int=100, # best-scored detections of an image (and class) that count
 ) -> dict[str, Any]: # map50, map50_95, recall50, and lists [L] ap50, ap50_95 (None where a class has no true box)
-    "COCO mean average precision of boxes, at IoU 0.5 and averaged over 0.5:0.05:0.95; `ValueError` if the lengths differ"
+    "COCO mean average precision of boxes, at IoU 0.5 and over 0.5:0.05:0.95; `ValueError` if the lengths differ"
     if len(truth) != len(found): raise ValueError(f'{len(truth)} images of truth, {len(found)} of detections')
     with redirect_stdout(StringIO()):
         e = COCOeval(_coco(truth, n_classes, class_aware), _coco(found, n_classes, class_aware), 'bbox')
@@ -247,7 +247,7 @@ def classification_report(
     y:np.ndarray, # int [N], true class
     p:np.ndarray, # int [N], predicted class
     n_classes:int, # L
-) -> dict[str, Any]: # n, accuracy, macro_f1; lists [L] support, precision, recall, f1; confusion int [L, L] (true, predicted)
+) -> dict[str, Any]: # n, accuracy, macro_f1; [L] support, precision, recall, f1; confusion int [L, L] (true, predicted)
     "Accuracy, F1 and confusion of class names; macro-F1 averages the classes that occur in truth or prediction"
     y, p = np.asarray(y, int), np.asarray(p, int)
     m = np.zeros((n_classes, n_classes), int)
@@ -256,7 +256,8 @@ def classification_report(
     share = lambda a, b: [float(i/j) if j else None for i, j in zip(a, b)]
     f1 = share(2*hit, true + said)
     seen = [f for f in f1 if f is not None]
-    return dict(n=len(y), accuracy=float((y == p).mean()) if len(y) else None, macro_f1=float(np.mean(seen)) if seen else None,
+    return dict(n=len(y), accuracy=float((y == p).mean()) if len(y) else None, macro_f1=float(np.mean(seen)) if seen
+        else None,
         support=true.tolist(), precision=share(hit, said), recall=share(hit, true), f1=f1, confusion=m)
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #30d8a121
@@ -283,7 +284,8 @@ def mask_counts(
 ) -> np.ndarray: # int64 [1 + L, 3]: pixels in both, only found, only true; row 0 any defect, row 1 + c class c
     "Pixels that truth and prediction share and don't, per class; add up over images"
     if true.shape != found.shape: raise ValueError(f'sizes differ: {true.shape} and {found.shape}')
-    m = np.bincount(true.ravel().astype(int)*(n_classes + 1) + found.ravel(), minlength=(n_classes + 1)**2).reshape(n_classes + 1, -1)
+    m = np.bincount(true.ravel().astype(int)*(n_classes + 1) + found.ravel(),
+        minlength=(n_classes + 1)**2).reshape(n_classes + 1, -1)
     hit = np.diag(m)
     out = np.stack([hit, m.sum(0) - hit, m.sum(1) - hit], 1)
     out[0] = m[1:, 1:].sum(), m[0, 1:].sum(), m[1:, 0].sum()
@@ -313,7 +315,8 @@ def pixel_histogram(
 ) -> np.ndarray: # int64 [1 + L, bins]
     "How many pixels of background (row 0) and of each class have which score; add up over images"
     if score_map.shape != class_map.shape: raise ValueError(f'sizes differ: {score_map.shape} and {class_map.shape}')
-    return np.bincount((class_map.astype(np.int64)*bins + score_levels(score_map, bins)).ravel(), minlength=(n_classes + 1)*bins).reshape(n_classes + 1, bins)
+    return np.bincount((class_map.astype(np.int64)*bins + score_levels(score_map, bins)).ravel(),
+        minlength=(n_classes + 1)*bins).reshape(n_classes + 1, bins)
 
 def histogram_ap(
     positive:np.ndarray, # int [bins], rising score
@@ -344,7 +347,8 @@ class Metric(Protocol):
 MetricFactory = Factory('metric')
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #97d37718
-def _by_class(categories, **columns): return {c: {k: v[i] for k, v in columns.items()} for i, c in enumerate(categories)}
+def _by_class(categories, **columns):
+    return {c: {k: v[i] for k, v in columns.items()} for i, c in enumerate(categories)}
 
 @MetricFactory.register('detection')
 class DetectionMetric:
@@ -363,7 +367,8 @@ class DetectionMetric:
         a = detection_map(self.truth, self.found, n, class_aware=False)
         b = detection_map(self.truth, self.found, n, class_aware=True)
         return dict(images=len(self.truth), boxes=sum(len(t.boxes) for t in self.truth),
-            map50=a['map50'], map50_95=a['map50_95'], recall50=a['recall50'], cascade_map50=b['map50'], cascade_map50_95=b['map50_95'],
+            map50=a['map50'], map50_95=a['map50_95'], recall50=a['recall50'], cascade_map50=b['map50'],
+            cascade_map50_95=b['map50_95'],
             classes=_by_class(self.categories, ap50=b['ap50'], ap50_95=b['ap50_95']))
 
 def reported_boxes(
@@ -372,22 +377,25 @@ def reported_boxes(
 ) -> Boxes:
     "The boxes of the defects a report names: only those that count at the operating point"
     d, names = report.defects, list(categories)
-    return make_boxes([x.box for x in d], [names.index(x.label) for x in d], [x.score for x in d], [x.label_score for x in d])
+    return make_boxes([x.box for x in d], [names.index(x.label) for x in d], [x.score for x in d],
+        [x.label_score for x in d])
 
 def named_pairs(
     true:Boxes,
     found:Boxes,
     iou:float=.5, # least overlap of a match
-) -> list[tuple[int, int]]: # (true class, named class); named is -1 where the defect was missed; true is -1 for a box on nothing
+) -> list[tuple[int, int]]: # (true class, named class); named -1: missed; true -1: a box on nothing
     "What each true defect of one image was called, and what was seen where nothing is"
     match = match_boxes(true.boxes, found.boxes, found.scores, iou)
     out = [(int(t), int(found.labels[k]) if k >= 0 else -1) for t, k in zip(true.labels, match)]
     return out + [(-1, int(l)) for k, l in enumerate(found.labels) if k not in match]
 
+# %% ../../nbs/07_evaluation/10_metrics.ipynb #2332ccd6
 @MetricFactory.register('crops')
 class CropsMetric:
-    "The classifier's names, on detections that hit a true box (IoU 0.5) and, where it was asked, on the true boxes themselves"
-    def __init__(self, *, categories:Sequence[str], touch:float=.1): # `touch`: overlap (IoU) from which a reported defect counts as found
+    "The classifier's names, on detections that hit a true box (IoU 0.5) and, where asked, on the true boxes"
+    def __init__(self, *, categories:Sequence[str],
+        touch:float=.1): # `touch`: overlap (IoU) from which a reported defect counts as found
         self.categories, self.touch, self.pairs, self.reported, self.direct = tuple(categories), touch, [], [], []
 
     def update(self, row:Judged):
@@ -395,10 +403,15 @@ class CropsMetric:
         if row.true is None: return
         self.pairs += named_pairs(row.true, row.found)
         self.reported += named_pairs(row.true, reported_boxes(row.report, self.categories), self.touch)
-        if row.true_labels is not None: self.direct += list(zip(row.true.labels.tolist(), np.asarray(row.true_labels).tolist()))
+        if row.true_labels is not None:
+            self.direct += list(zip(row.true.labels.tolist(), np.asarray(row.true_labels).tolist()))
 
     def result(self) -> dict[str, Any]:
-        "defects, found (share that the report touches), matched, accuracy, macro_f1 (all detections), true_box_accuracy, true_box_macro_f1; per class alike"
+        """Counts and shares, over all classes and for each
+
+        `defects`, `found` (share that the report touches), `matched`, `accuracy` and `macro_f1` of all detections,
+        `true_box_accuracy` and `true_box_macro_f1` where the classifier was asked.
+        """
         n = len(self.categories)
         hits = [(t, p) for t, p in self.pairs if t >= 0 and p >= 0]
         r = classification_report(*(np.array(hits, int).reshape(-1, 2).T), n)
@@ -406,10 +419,13 @@ class CropsMetric:
         there = np.bincount(np.array([t for t, _ in self.pairs if t >= 0], int), minlength=n)
         seen = np.bincount(np.array([t for t, p in self.reported if t >= 0 and p >= 0], int), minlength=n)
         found = [s/t if t else None for s, t in zip(seen.tolist(), there.tolist())]
-        return dict(defects=int(there.sum()), found=float(seen.sum()/there.sum()) if there.sum() else None, matched=len(hits), accuracy=r['accuracy'], macro_f1=r['macro_f1'],
+        return dict(defects=int(there.sum()), found=float(seen.sum()/there.sum()) if there.sum() else None,
+            matched=len(hits), accuracy=r['accuracy'], macro_f1=r['macro_f1'],
             true_box_accuracy=d['accuracy'], true_box_macro_f1=d['macro_f1'],
-            classes=_by_class(self.categories, defects=there.tolist(), found=found, precision=r['precision'], recall=r['recall'], f1=r['f1'], true_box_f1=d['f1']))
+            classes=_by_class(self.categories, defects=there.tolist(), found=found, precision=r['precision'],
+            recall=r['recall'], f1=r['f1'], true_box_f1=d['f1']))
 
+# %% ../../nbs/07_evaluation/10_metrics.ipynb #62f42e4c
 @MetricFactory.register('masks')
 class MasksMetric:
     "IoU and Dice of the reported masks, at the operating point"
@@ -433,7 +449,8 @@ class MasksMetric:
 class PixelsMetric:
     "Average precision of the score map over every pixel of the images whose masks are known"
     def __init__(self, *, categories:Sequence[str], bins:int=65536):
-        self.categories, self.counts, self.bins = tuple(categories), np.zeros((1 + len(categories), bins), np.int64), bins
+        self.categories, self.counts, self.bins = tuple(categories), np.zeros((1 + len(categories), bins),
+            np.int64), bins
 
     def update(self, row:Judged):
         "Take in one image; ignored where the true masks are not known"
@@ -444,9 +461,11 @@ class PixelsMetric:
         "pixels, defective_share, ap; per class pixel_ap: its pixels against all background, other classes left out"
         good, bad = self.counts[0], self.counts[1:]
         total = int(self.counts.sum())
-        return dict(pixels=total, defective_share=float(bad.sum()/total) if total else None, ap=histogram_ap(bad.sum(0), good),
+        return dict(pixels=total, defective_share=float(bad.sum()/total) if total else None,
+            ap=histogram_ap(bad.sum(0), good),
             classes=_by_class(self.categories, pixel_ap=[histogram_ap(b, good) for b in bad]))
 
+# %% ../../nbs/07_evaluation/10_metrics.ipynb #2b5f77b6
 @MetricFactory.register('images')
 class ImagesMetric:
     "AUROC, AP, best F1, PG 5 and PB 5 of the image score, and the AUROC on pairs of equal size"
@@ -454,12 +473,18 @@ class ImagesMetric:
 
     def update(self, row:Judged):
         "Take in one image; ignored where nobody said whether it is defective"
-        if row.record.defective is not None: self.rows.append((row.record.defective, row.report.image_score, *row.report.image_size))
+        if row.record.defective is not None:
+            self.rows.append((row.record.defective, row.report.image_score, *row.report.image_size))
 
     def result(self) -> dict[str, Any]:
-        "auroc, ap, f1_max, pg5 (good ones passed while 5 % of the defective slip through), pb5 (defective ones caught while 5 % of the good are stopped), size_matched_auroc, size_matched_pairs; defective, good"
+        """How scores order photographs
+
+        `auroc`, `ap`, `f1_max`, `pg5` (good ones passed while 5 % of the defective slip through), `pb5` (defective ones
+        caught while 5 % of the good are stopped), `size_matched_auroc`, `size_matched_pairs`; `defective`, `good`.
+        """
         a = np.array(self.rows, float).reshape(-1, 4)
         y, score = a[:, 0] > 0, a[:, 1]
         matched, pairs = size_matched_auroc(y, score, a[:, 2:])
-        return dict(auroc=auroc(y, score), ap=average_precision(y, score), f1_max=f1_max(y, score)[0], pg5=passed_good(y, score), pb5=caught_bad(y, score), size_matched_auroc=matched, size_matched_pairs=pairs,
+        return dict(auroc=auroc(y, score), ap=average_precision(y, score), f1_max=f1_max(y, score)[0],
+            pg5=passed_good(y, score), pb5=caught_bad(y, score), size_matched_auroc=matched, size_matched_pairs=pairs,
             defective=int(y.sum()), good=int((~y).sum()))

@@ -1,11 +1,13 @@
 """May this station judge parts today? Golden samples, re-shots, and people beside the model
 
-A model was evaluated once; a station drifts every day: a lamp ages, a lens is wiped, a driver is updated. Three checks, in the
+A model was evaluated once; a station drifts every day: a lamp ages, a lens is wiped, a driver is updated. Three
+checks, in the
 order in which a station meets them:
 
 * **golden samples**, at the start of a shift: photographs whose verdicts are known must be judged as they were;
 * **repeatability**: the same part, photographed again, must get the same verdict;
-* **attribute agreement**: do people agree with the model, with each other and with themselves? Kappa is agreement beyond chance;
+* **attribute agreement**: do people agree with the model, with each other and with themselves? Kappa is agreement
+  beyond chance;
   0.75 is the customary mark of a good system (AIAG, Measurement Systems Analysis).
 
 Every check gives a sentence, a table and passed or not; together they print as one page.
@@ -53,12 +55,14 @@ class Check:
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #4540b0ca
 def golden_check(
-    expected:Mapping[Path, Mapping[str, Any]], # Photograph -> verdict, and where known image_score and defects, as `read_golden` or `read_shots_table` give
+    expected:Mapping[Path, Mapping[str, Any]], # Photograph -> verdict, perhaps image_score, defects: see `read_golden`
     inspect:Callable[[Path], InspectionReport], # Judges one photograph; may raise SADSError
     drift:float=.01, # Largest change of the image score
 ) -> Check:
     "Known photographs must be judged as they were; `DataError` if there are none"
-    if not expected: raise DataError('there is no golden sample', where='the golden set', remedy='Set evaluate.golden and run `sads stage calibrate`')
+    if not expected:
+        raise DataError('there is no golden sample', where='the golden set',
+            remedy='Set evaluate.golden and run `sads stage calibrate`')
     rows, wrong, far = [], 0, 0.
     for path, want in expected.items():
         try: got = inspect(path)
@@ -66,31 +70,43 @@ def golden_check(
             rows.append((path.name, want['verdict'], 'not judged', '', str(e)))
             wrong += 1
             continue
-        names = lambda defects: sorted(d['label'] if isinstance(d, Mapping) else d.label for d in defects)
         moved = abs(got.image_score - want['image_score']) if 'image_score' in want else 0.
-        trouble = [t for t, bad in (('another verdict', got.verdict.value != want['verdict']), (f'score moved by {moved:.4f}', moved > drift),
-            ('other defects', 'defects' in want and names(want['defects']) != names(got.defects))) if bad]
+        trouble = _golden_trouble(got, want, moved, drift)
         wrong, far = wrong + bool(trouble), max(far, moved)
-        rows.append((path.name, want['verdict'], got.verdict.value, f'{got.image_score:.4f}', ', '.join(trouble) or 'as expected'))
-    text = f'{len(rows) - wrong} of {len(rows)} golden samples are judged as expected; the largest change of a score is {far:.4f} (allowed {drift:g}).'
-    return Check('Golden samples', not wrong, text + (' The station must not judge parts until this is understood.' if wrong else ''), ('photograph', 'expected', 'found', 'score', ''), tuple(rows))
+        rows.append((path.name, want['verdict'], got.verdict.value, f'{got.image_score:.4f}', trouble or 'as expected'))
+    text = (f'{len(rows) - wrong} of {len(rows)} golden samples are judged as expected; the largest change of a score '
+        f'is {far:.4f} (allowed {drift:g}).')
+    if wrong: text += ' The station must not judge parts until this is understood.'
+    return Check('Golden samples', not wrong, text, ('photograph', 'expected', 'found', 'score', ''), tuple(rows))
+
+def _golden_trouble(got, want, moved, drift):
+    "How a report differs from the one expected, in words; '' if in nothing that counts"
+    names = lambda defects: sorted(d['label'] if isinstance(d, Mapping) else d.label for d in defects)
+    found = [('another verdict', got.verdict.value != want['verdict']), (f'score moved by {moved:.4f}', moved > drift),
+        ('other defects', 'defects' in want and names(want['defects']) != names(got.defects))]
+    return ', '.join(text for text, bad in found if bad)
 
 def read_golden(
     folder:str|Path, # Of a bundle
 ) -> dict[Path, dict[str, Any]]: # photograph -> the report expected
     "The golden set of a bundle; `DataError` if it has none"
     golden = Path(folder)/'golden'
-    if not (golden/'expected.jsonl').is_file(): raise DataError('the bundle has no golden set', where=folder, remedy='Set evaluate.golden and run `sads stage calibrate`')
+    if not (golden/'expected.jsonl').is_file():
+        raise DataError('the bundle has no golden set', where=folder,
+            remedy='Set evaluate.golden and run `sads stage calibrate`')
     lines = map(json.loads, (golden/'expected.jsonl').read_text().splitlines())
     return {golden/line['image']: line['report'] for line in lines}
 
+# %% ../../nbs/07_evaluation/60_qualification.ipynb #e2fd3043
 def _table(path, needed):
     "Rows of a CSV; `DataError` naming a missing column"
     path = Path(path)
-    if not path.is_file(): raise DataError('no such file', where=path, remedy=f"It is a CSV with the columns {', '.join(needed)}")
+    if not path.is_file():
+        raise DataError('no such file', where=path, remedy=f"It is a CSV with the columns {', '.join(needed)}")
     with open(path, newline='', encoding='utf-8-sig') as f:
         rows = csv.DictReader(f)
-        if missing := [c for c in needed if c not in (rows.fieldnames or ())]: raise DataError(f"no column {', '.join(missing)}", where=path, remedy=f"Columns are {', '.join(needed)}")
+        if missing := [c for c in needed if c not in (rows.fieldnames or ())]:
+            raise DataError(f"no column {', '.join(missing)}", where=path, remedy=f"Columns are {', '.join(needed)}")
         return [{k: (v or '').strip() for k, v in r.items() if k} for r in rows]
 
 def read_shots_table(
@@ -99,18 +115,21 @@ def read_shots_table(
     "What fresh photographs of golden parts must be judged as; `DataError` on a verdict nobody knows"
     out = {}
     for i, r in enumerate(_table(path, ('file', 'verdict')), 2):
-        if r['verdict'].upper() not in list(Verdict): raise DataError(f"line {i}: no verdict {r['verdict']!r}", where=path, remedy=f"Verdicts are {', '.join(Verdict)}")
+        if r['verdict'].upper() not in list(Verdict):
+            raise DataError(f"line {i}: no verdict {r['verdict']!r}", where=path,
+                remedy=f"Verdicts are {', '.join(Verdict)}")
         out[Path(path).parent/r['file']] = dict(verdict=r['verdict'].upper())
     return out
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #93934558
 def read_shots(
     path:str|Path, # predictions.jsonl, the folder that holds it, or what `sads predict --out` wrote
-    part:str|None=None, # Regular expression with one group that finds the part in a file's name; None: the part_id written there
+    part:str|None=None, # Regex with one group that finds the part in a file's name; None: the part_id written there
 ) -> dict[str, list[tuple[str, float]]]: # part -> verdict and image score of each photograph
     "Verdicts by part; `DataError` if a line has no part"
     path = Path(path)/'predictions.jsonl' if Path(path).is_dir() else Path(path)
-    if not path.is_file(): raise DataError('no such file', where=path, remedy='Name what `sads evaluate` or `sads predict --out` wrote')
+    if not path.is_file():
+        raise DataError('no such file', where=path, remedy='Name what `sads evaluate` or `sads predict --out` wrote')
     out = {}
     for i, line in enumerate(path.read_text().splitlines(), 1):
         row = json.loads(line)
@@ -118,21 +137,28 @@ def read_shots(
         name = row.get('file_name') or row.get('file') or ''
         if part is None: who = row.get('part_id') or row['report'].get('part_id')
         else: who = m[1] if (m := re.search(part, name)) and m.re.groups else None
-        if not who: raise DataError(f'line {i} names no part', where=path, remedy="Give a pattern with one group, e.g. --part '(part-\\d+)_'")
+        if not who:
+            raise DataError(f'line {i} names no part', where=path,
+                remedy="Give a pattern with one group, e.g. --part '(part-\\d+)_'")
         out.setdefault(who, []).append((row['report']['verdict'], float(row['report']['image_score'])))
     return out
 
 def repeatability(
     shots:Mapping[str, Sequence[tuple[str, float]]], # part -> verdict and image score of each photograph
-) -> dict[str, Any]: # parts, photographs, unanimous (a `rate`), sd_within, sd_between, limit (95 % of differences between two shots are smaller), changing: part -> verdicts
+) -> dict[str,
+Any]: # parts, photographs, unanimous (a `rate`), sd_within, sd_between, limit, changing (part -> verdicts)
     "How much verdict and score change between photographs of the same part; `DataError` unless some part has two"
     many = {p: v for p, v in shots.items() if len(v) > 1}
-    if not many: raise DataError('no part was photographed twice', where='the shots', remedy='Photograph each part at least twice, and say how parts are named')
+    if not many:
+        raise DataError('no part was photographed twice', where='the shots',
+            remedy='Photograph each part at least twice, and say how parts are named')
     scores = [np.array([s for _, s in v]) for v in many.values()]
     within = float(np.sqrt(sum(((s - s.mean())**2).sum() for s in scores)/sum(len(s) - 1 for s in scores)))
     changing = {p: [v for v, _ in x] for p, x in many.items() if len({v for v, _ in x}) > 1}
-    return dict(parts=len(many), photographs=sum(map(len, scores)), unanimous=rate(len(many) - len(changing), len(many)), sd_within=within,
-        sd_between=float(np.std([s.mean() for s in scores], ddof=1)) if len(many) > 1 else None, limit=1.96*2**.5*within, changing=changing)
+    return dict(parts=len(many), photographs=sum(map(len, scores)),
+        unanimous=rate(len(many) - len(changing), len(many)), sd_within=within,
+        sd_between=float(np.std([s.mean() for s in scores], ddof=1)) if len(many) > 1 else None,
+        limit=1.96*2**.5*within, changing=changing)
 
 def repeatability_check(
     shots:Mapping[str, Sequence[tuple[str, float]]],
@@ -140,15 +166,18 @@ def repeatability_check(
 ) -> Check:
     "Re-shots of the same parts must be judged alike"
     r = repeatability(shots)
-    text = (f"{rate_text(r['unanimous'], 'parts', 'got the same verdict in all photographs')}; at least {unanimous:.0%} is asked for. The score of a part varies by {r['sd_within']:.4f} between photographs (standard deviation), "
-        f"so two of them differ by less than {r['limit']:.4f} in 95 % of cases" + (f"; between parts it varies by {r['sd_between']:.4f}." if r['sd_between'] is not None else '.'))
-    return Check('Repeatability over re-shots', r['unanimous']['rate'] >= unanimous, text, ('part whose verdict changes', 'verdicts'), tuple((p, ' '.join(v)) for p, v in sorted(r['changing'].items())))
+    text = (f"{rate_text(r['unanimous'], 'parts', 'got the same verdict in all photographs')}; at least "
+        f"{unanimous:.0%} is asked for. The score of a part varies by {r['sd_within']:.4f} between photographs "
+        f"(standard deviation), so two of them differ by less than {r['limit']:.4f} in 95 % of cases"
+        + (f"; between parts it varies by {r['sd_between']:.4f}." if r['sd_between'] is not None else '.'))
+    return Check('Repeatability over re-shots', r['unanimous']['rate'] >= unanimous, text,
+        ('part whose verdict changes', 'verdicts'), tuple((p, ' '.join(v)) for p, v in sorted(r['changing'].items())))
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #6fd3903d
 def cohen_kappa(
     a:Sequence, # [N], verdicts of one rater
     b:Sequence, # [N], of another, on the same parts
-) -> tuple[float|None, float|None, float|None]: # kappa, and its 95 % interval; None where both always say the same one thing
+) -> tuple[float|None, float|None, float|None]: # kappa, low, high (95 %); None where both always say the same
     "Agreement of two raters beyond chance, with the asymptotic interval of Fleiss, Cohen and Everitt (1969)"
     names, n = sorted(set(a) | set(b)), len(a)
     if len(a) != len(b): raise ValueError(f'{len(a)} verdicts of one rater, {len(b)} of the other')
@@ -171,23 +200,26 @@ def fleiss_kappa(
     if len(names) < 2: return None
     counts = np.array([[list(row).count(v) for v in names] for row in table], float)
     raters = counts.sum(1)
-    if raters.min() != raters.max() or raters[0] < 2: raise ValueError('each part needs the same number of raters, two at least')
+    if raters.min() != raters.max() or raters[0] < 2:
+        raise ValueError('each part needs the same number of raters, two at least')
     same = ((counts**2).sum(1) - raters)/(raters*(raters - 1))
     chance = ((counts.sum(0)/counts.sum())**2).sum()
     return float((same.mean() - chance)/(1 - chance))
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #0aa0ab60
-_WORDS = dict(pass_=('pass', 'ok', 'good', 'io', 'i.o.', '0'), stop=('fail', 'review', 'nok', 'bad', 'defective', 'reject', 'nio', 'n.i.o.', '1'))
+_WORDS = dict(pass_=('pass', 'ok', 'good', 'io', 'i.o.', '0'), stop=('fail', 'review', 'nok', 'bad', 'defective',
+    'reject', 'nio', 'n.i.o.', '1'))
 
 def _stop(word, where):
     w = word.lower()
     if w in _WORDS['pass_']: return 'PASS'
     if w in _WORDS['stop']: return 'STOP'
-    raise DataError(f'{word!r} is no verdict', where=where, remedy='Write PASS or FAIL (or ok, good; REVIEW, nok, bad, defective)')
+    raise DataError(f'{word!r} is no verdict', where=where,
+        remedy='Write PASS or FAIL (or ok, good; REVIEW, nok, bad, defective)')
 
 def read_ratings(
-    path:str|Path, # CSV with the columns part, rater, verdict; further lines of the same part and rater are further looks
-) -> dict[str, dict[str, list[str]]]: # rater -> part -> PASS or STOP, look by look
+    path:str|Path, # CSV with the columns part, rater, verdict; more lines of a part and rater are more judgements
+) -> dict[str, dict[str, list[str]]]: # rater -> part -> PASS or STOP, time by time
     "What people said; `DataError` with the line on a word that is no verdict"
     out = {}
     for i, r in enumerate(_table(path, ('part', 'rater', 'verdict')), 2):
@@ -204,32 +236,40 @@ def model_ratings(
 class Agreement:
     "What raters have in common"
     raters: tuple[str, ...] # people and model, without truth
-    pairs: tuple[dict[str, Any], ...] # a, b, parts, same, kappa, low, high; first looks
+    pairs: tuple[dict[str, Any], ...] # a, b, parts, same, kappa, low, high; first judgements
     everybody: dict[str, Any] # parts (that all judged), kappa (Fleiss)
-    alone: dict[str, dict[str, Any]] # rater -> oneself (rate of parts judged alike in all looks), escape, overkill (`rate`s, against truth; first looks)
+    alone: dict[str, dict[str, Any]] # rater -> oneself (parts judged alike each time), escape, overkill; all `rate`s
 
+# %% ../../nbs/07_evaluation/60_qualification.ipynb #3f90014d
 def agreement(
-    ratings:Mapping[str, Mapping[str, Sequence[str]]], # rater -> part -> PASS or STOP, look by look
+    ratings:Mapping[str, Mapping[str, Sequence[str]]], # rater -> part -> PASS or STOP, time by time
     truth:str='truth', # The rater who knows
 ) -> Agreement:
-    "Every pair of raters, all of them together, and each with oneself and the truth; `DataError` unless there are two with parts in common"
-    raters, first = tuple(r for r in sorted(ratings) if r != truth), {r: {p: v[0] for p, v in parts.items()} for r, parts in ratings.items()}
+    "Every pair of raters, all together, and each with oneself and the truth; `DataError` unless two share parts"
+    raters = tuple(r for r in sorted(ratings) if r != truth)
+    first = {r: {p: v[0] for p, v in parts.items()} for r, parts in ratings.items()}
     pairs = []
     for a, b in combinations([*raters, *([truth] if truth in ratings else [])], 2):
         both = sorted(set(first[a]) & set(first[b]))
         if not both: continue
         x, y = [first[a][p] for p in both], [first[b][p] for p in both]
-        pairs.append(dict(a=a, b=b, parts=len(both), same=sum(u == v for u, v in zip(x, y)), **dict(zip(('kappa', 'low', 'high'), cohen_kappa(x, y)))))
-    if not pairs: raise DataError('no two raters judged the same part', where='the ratings', remedy='Let everybody judge the same parts; the names must be spelt alike')
+        pairs.append(dict(a=a, b=b, parts=len(both), same=sum(u == v for u, v in zip(x, y)),
+            **dict(zip(('kappa', 'low', 'high'), cohen_kappa(x, y)))))
+    if not pairs:
+        raise DataError('no two raters judged the same part', where='the ratings',
+            remedy='Let everybody judge the same parts; the names must be spelt alike')
     common = sorted(set.intersection(*(set(first[r]) for r in raters))) if len(raters) > 1 else []
     known = first.get(truth, {})
     def oneself(r):
         again = [v for v in ratings[r].values() if len(v) > 1]
         bad, good = ([p for p in first[r] if known.get(p) == k] for k in ('STOP', 'PASS'))
-        return dict(oneself=rate(sum(len(set(v)) == 1 for v in again), len(again)), escape=rate(sum(first[r][p] == 'PASS' for p in bad), len(bad)),
+        return dict(oneself=rate(sum(len(set(v)) == 1 for v in again), len(again)),
+            escape=rate(sum(first[r][p] == 'PASS' for p in bad), len(bad)),
             overkill=rate(sum(first[r][p] == 'STOP' for p in good), len(good)))
-    return Agreement(raters, tuple(pairs), dict(parts=len(common), kappa=fleiss_kappa([[first[r][p] for r in raters] for p in common]) if common else None), {r: oneself(r) for r in raters})
+    kappa = fleiss_kappa([[first[r][p] for r in raters] for p in common]) if common else None
+    return Agreement(raters, tuple(pairs), dict(parts=len(common), kappa=kappa), {r: oneself(r) for r in raters})
 
+# %% ../../nbs/07_evaluation/60_qualification.ipynb #9c86b407
 def agreement_check(
     ratings:Mapping[str, Mapping[str, Sequence[str]]],
     least:float=.75, # Least kappa: of everybody with the truth, where it is known; else of every pair
@@ -241,12 +281,17 @@ def agreement_check(
     low = [p for p in asked if p['kappa'] is None or p['kappa'] < least]
     number = lambda v: '–' if v is None else f'{v:.2f}'
     told = lambda r: f"{r['count']} of {r['of']}" if r['of'] else '–'
-    rows = [(f"{p['a']} and {p['b']}", f"{p['same']} of {p['parts']} alike", number(p['kappa']), '–' if p['low'] is None else f"{number(p['low'])} to {number(p['high'])}", '', '', '') for p in a.pairs]
+    rows = [(f"{p['a']} and {p['b']}", f"{p['same']} of {p['parts']} alike", number(p['kappa']),
+        '–' if p['low'] is None else f"{number(p['low'])} to {number(p['high'])}", '', '', '') for p in a.pairs]
     rows += [(r, '', '', '', told(v['oneself']), told(v['escape']), told(v['overkill'])) for r, v in a.alone.items()]
-    text = (f"Kappa of at least {least:g} is asked for {'with the truth' if truth in ratings else 'of every pair, as nobody said what is true'}; "
-        + (f"{', '.join(p['a'] + ' and ' + p['b'] for p in low)} fall short." if low else 'all reach it.')
-        + (f" All {len(a.raters)} raters together: Fleiss’ kappa {number(a.everybody['kappa'])} on {a.everybody['parts']} parts." if len(a.raters) > 1 and a.everybody['parts'] else ''))
-    return Check('Agreement of model and people', not low, text, ('', 'verdicts', 'kappa', '95 %', 'alike with oneself', 'defective, passed', 'good, stopped'), tuple(rows))
+    of_whom = 'with the truth' if truth in ratings else 'of every pair, as nobody said what is true'
+    short = ', '.join(f"{p['a']} and {p['b']}" for p in low)
+    text = f"Kappa of at least {least:g} is asked for {of_whom}; {f'{short} fall short.' if low else 'all reach it.'}"
+    if len(a.raters) > 1 and a.everybody['parts']:
+        text += (f" All {len(a.raters)} raters together: Fleiss’ kappa {number(a.everybody['kappa'])} on "
+            f"{a.everybody['parts']} parts.")
+    columns = '', 'verdicts', 'kappa', '95 %', 'alike with oneself', 'defective, passed', 'good, stopped'
+    return Check('Agreement of model and people', not low, text, columns, tuple(rows))
 
 # %% ../../nbs/07_evaluation/60_qualification.ipynb #5bf5f8e1
 _CHROMIUM = ('--headless', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

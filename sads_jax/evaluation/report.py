@@ -18,7 +18,7 @@ from ..core.templates import render
 from ..data.splits import shortcut_warnings
 from .charts import BLUE, GREEN, GREY, RED, interval_bar, line_chart, strip_chart
 from .evaluate import METRICS, Evaluation, curve_tables, operating_chart, summary, threshold_of
-from .gallery import overlay_svg, pick_gallery, shot
+from .gallery import pick_gallery, shot
 
 # %% ../../nbs/07_evaluation/40_report.ipynb #5414df60
 def _head(e):
@@ -77,7 +77,8 @@ def cautions(
             'are not defined, and are left out rather than shown as 0.')
     if e.errors:
         many = len(e.errors) > 1
-        warn(f'{len(e.errors)} photographs need attention' if many else 'A photograph needs attention', _unread(e.errors))
+        warn(f'{len(e.errors)} photographs need attention' if many else 'A photograph needs attention',
+            _unread(e.errors))
     return out + [('Note', str(n), False) for n in e.context.get('notes', ())]
 
 # %% ../../nbs/07_evaluation/40_report.ipynb #9bd3aaae
@@ -153,7 +154,8 @@ def _classes(e):
 def _facts(e):
     "Every other figure, and where the figures come from"
     c, t = e.context, e.context.get('threshold')
-    facts = [*summary(e), ('model version', str(c.get('model_version'))), ('rules version', str(c.get('rules_version')))]
+    facts = [*summary(e), ('model version', str(c.get('model_version'))),
+        ('rules version', str(c.get('rules_version')))]
     if isinstance(t, dict) and t.get('text'): facts.append(('operating point', t['text']))
     elif isinstance(t, (int, float)): facts.append(('operating point', f'threshold {t:.4f}'))
     if c.get('fingerprint'): facts.append(('data fingerprint', str(c['fingerprint'])))

@@ -47,10 +47,50 @@ def holm(
 # %% ../../nbs/07_evaluation/24_slices.ipynb #b40baf91
 _ORDER = ('class', 'size', 'exposure', 'lot')
 
+def _slice(kind, name, rows):
+    "Counts of one slice, by part"
+    bad, good = {}, {}
+    for r in rows: (bad if r['defective'] else good).setdefault(r['part'], []).append(r['passed'])
+    good = {p: v for p, v in good.items() if p not in bad}
+    return dict(by=kind, slice=name.partition(': ')[2] if kind == 'size' else str(name), images=len(rows),
+        parts=len(bad) + len(good), escape=rate(sum(any(v) for v in bad.values()), len(bad)),
+        overkill=rate(sum(not all(v) for v in good.values()), len(good)), worse=[])
+
+def _size_name(size, a, b):
+    "Which third of the sizes; the number in front puts the thirds in order"
+    if size <= a: return f'1: up to {a:.3g} px'
+    return f'2: {a:.3g} to {b:.3g} px' if size <= b else f'3: over {b:.3g} px'
+
+def _grouped(kind, cells, most):
+    "The slices of a kind with their rows, by name; the smallest beyond `most` are taken together"
+    slices = sorted(((v, rows) for (k, v), rows in cells.items() if k == kind),
+        key=lambda s: (-len({r['part'] for r in s[1]}), s[0]))
+    if len(slices) > most:
+        rest = slices[most - 1:]
+        slices = [*slices[:most - 1], (f'{len(rest)} others', [r for _, rows in rest for r in rows])]
+    return sorted(slices) if len(slices) > 1 else []
+
+def _comparisons(found):
+    "Each slice against the rest of its kind: slice, which rate, and the chance of being so much worse"
+    out = []
+    for f in found:
+        for what in ('escape', 'overkill'):
+            k, n = f[what]['count'], f[what]['of']
+            rest = [g[what] for g in found if g is not f]
+            if n and k:
+                out.append((f, what, worse_than(k, n, sum(g['count'] for g in rest), sum(g['of'] for g in rest))))
+    return out
+
+# %% ../../nbs/07_evaluation/24_slices.ipynb #f9727ced
 @MetricFactory.register('slices')
 class SlicesMetric:
     "Escape and overkill by class, size of the largest defect, exposure and lot, by part"
-    def __init__(self, *, categories:Sequence[str], most:int=12): # `most`: slices of a kind; the smallest beyond it are taken together
+    def __init__(
+        self,
+        *,
+        categories:Sequence[str],
+        most:int=12, # Slices of a kind; the smallest beyond it are taken together
+    ):
         self.most, self.rows = most, []
 
     def update(self, row:Judged):
@@ -58,44 +98,34 @@ class SlicesMetric:
         r = row.record
         if r.defective is None: return
         size = defect_lengths(r).max(initial=0.) if row.true is not None else 0.
-        self.rows.append(dict(part=r.part_id, defective=r.defective, passed=row.report.verdict == Verdict.PASS, size=float(size),
-            names=dict(exposure=(r.exposure,), lot=(r.lot,), **({'class': r.classes} if r.defective else {}))))
+        names = dict(exposure=(r.exposure,), lot=(r.lot,), **({'class': r.classes} if r.defective else {}))
+        self.rows.append(dict(part=r.part_id, defective=r.defective, passed=row.report.verdict == Verdict.PASS,
+            size=float(size), names=names))
 
-    def _named(self):
-        "(kind, slice) of each row, sizes included"
+    def _cells(self):
+        "Rows by (kind, slice), sizes included"
         sizes = np.array([r['size'] for r in self.rows if r['size'] > 0])
         a, b = np.quantile(sizes, [1/3, 2/3]) if len(sizes) >= 6 else (0., 0.)
+        cells = {}
         for r in self.rows:
             names = [(k, v) for k, vs in r['names'].items() for v in vs if v is not None]
-            if r['size'] > 0 and 0 < a < b: names.append(('size', f'1: up to {a:.3g} px' if r['size'] <= a else f'2: {a:.3g} to {b:.3g} px' if r['size'] <= b else f'3: over {b:.3g} px'))
-            yield r, names
+            if r['size'] > 0 and 0 < a < b: names.append(('size', _size_name(r['size'], a, b)))
+            for name in names: cells.setdefault(name, []).append(r)
+        return cells
 
     def result(self) -> dict[str, Any]:
-        "table: for each slice by, slice, images, parts, escape, overkill (as `rate`, by part), worse: of 'escape' and 'overkill' those flagged; flagged: their number; text: their names"
-        cells = {}
-        for r, names in self._named():
-            for name in names: cells.setdefault(name, []).append(r)
-        table, tests = [], []
+        """`table`, `flagged` (how many are worse), `text` (their names)
+
+        A row: `by`, `slice`, `images`, `parts`, `escape` and `overkill` (as `rate`, by part), `worse` (which of the two
+        are flagged).
+        """
+        cells, table, tests = self._cells(), [], []
         for kind in _ORDER:
-            slices = sorted(((v, rows) for (k, v), rows in cells.items() if k == kind), key=lambda s: (-len({r['part'] for r in s[1]}), s[0]))
-            if len(slices) > self.most: slices = [*slices[:self.most - 1], (f'{len(slices) - self.most + 1} others', [r for _, rows in slices[self.most - 1:] for r in rows])]
-            if len(slices) < 2: continue
-            found = [_slice(kind, v, rows) for v, rows in sorted(slices)]
-            for f in found:
-                for what in ('escape', 'overkill'):
-                    k, n = f[what]['count'], f[what]['of']
-                    rest = [g[what] for g in found if g is not f]
-                    if n and k: tests.append((f, what, worse_than(k, n, sum(g['count'] for g in rest), sum(g['of'] for g in rest))))
+            found = [_slice(kind, v, rows) for v, rows in _grouped(kind, cells, self.most)]
+            tests += _comparisons(found)
             table += found
         for (f, what, _), p in zip(tests, holm([t[2] for t in tests])):
             if p < .05: f['worse'].append(what)
         worse = [f for f in table if f['worse']]
-        return dict(flagged=len(worse), text=', '.join(f"{f['by']} {f['slice']} ({' and '.join(f['worse'])})" for f in worse) or 'none', table=table)
-
-def _slice(kind, name, rows):
-    "Counts of one slice, by part"
-    bad, good = {}, {}
-    for r in rows: (bad if r['defective'] else good).setdefault(r['part'], []).append(r['passed'])
-    good = {p: v for p, v in good.items() if p not in bad}
-    return dict(by=kind, slice=name.partition(': ')[2] if kind == 'size' else str(name), images=len(rows), parts=len(bad) + len(good), escape=rate(sum(any(v) for v in bad.values()), len(bad)),
-        overkill=rate(sum(not all(v) for v in good.values()), len(good)), worse=[])
+        text = ', '.join(f"{f['by']} {f['slice']} ({' and '.join(f['worse'])})" for f in worse) or 'none'
+        return dict(flagged=len(worse), text=text, table=table)

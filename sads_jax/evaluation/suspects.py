@@ -25,7 +25,7 @@ def confident_disagreement(
     probs:np.ndarray, # float [N, L], out-of-sample score of each class; rows need not sum to 1
     labels:np.ndarray, # int [N], 0 .. L - 1
 ) -> tuple[np.ndarray, np.ndarray]: # indices of suspects [S], most confident first; class they look like [S]
-    "Those whose most probable class among those with confidence is not their label; ranked by how far it outscores the label"
+    "Those whose most probable confident class is not their label, ranked by how far it outscores the label"
     probs, labels = np.asarray(probs, float), np.asarray(labels, int)
     if not len(labels): return np.zeros(0, int), np.zeros(0, int)
     usual = np.array([probs[labels == k, k].mean() if (labels == k).any() else np.inf for k in range(probs.shape[1])])
@@ -47,10 +47,15 @@ class SuspectsMetric:
         if row.record.defective is not None: self.rows.append((row.report.image_score, row.record))
 
     def result(self) -> dict[str, Any]:
-        "suspects (number), good_bar, defective_bar (scores from which on a photograph confidently looks so), list: image_id, file_name, part_id, label, predicted, score; the most confident first"
+        """`suspects` (how many), `good_bar` and `defective_bar` (scores of confident ones), `list`
+
+        A row: `image_id`, `file_name`, `part_id`, `label`, `predicted`, `score`; the most confident first.
+        """
         score, y = np.array([s for s, _ in self.rows], float), np.array([r.defective for _, r in self.rows], int)
         who, predicted = confident_disagreement(np.stack([1 - score, score], 1), y)
         name = ('good', 'defective')
         mean = lambda k: float(score[y == k].mean()) if (y == k).any() else None
-        return dict(suspects=len(who), good_bar=mean(0), defective_bar=mean(1), list=[dict(image_id=r.id, file_name=r.file_name, part_id=r.part_id, label=name[y[i]], predicted=name[k], score=float(s))
+        return dict(suspects=len(who), good_bar=mean(0), defective_bar=mean(1),
+            list=[dict(image_id=r.id, file_name=r.file_name, part_id=r.part_id, label=name[y[i]], predicted=name[k],
+            score=float(s))
             for i, k in zip(who[:self.most], predicted) for s, r in [self.rows[i]]])

@@ -60,7 +60,8 @@ def docs_page(
     info, schemas = document['info'], document.get('components', {}).get('schemas', {})
     return render('serving/templates/docs.html.jinja', title=info['title'], version=info.get('version', ''),
         description=info.get('description', ''),
-        operations=[_operation(path, verb, op) for path, verbs in document['paths'].items() for verb, op in verbs.items()],
+        operations=[_operation(path, verb, op) for path, verbs in document['paths'].items()
+        for verb, op in verbs.items()],
         shapes=[dict(name=name, description=s.get('description', ''), fields=_fields(s))
                 for name, s in sorted(schemas.items())])
 

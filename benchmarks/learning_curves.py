@@ -96,7 +96,7 @@ def measure(args, params, work, told=print):
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data = read_coco(work / "data")
-    twins = splits.near_duplicates(data, params.split.near_duplicate, looks=splits.look(data))
+    twins = splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
     split_of = {seed: splits.split_parts(data, params.split, seed, twins) for seed in args.seeds}
     for share in args.shares:
         for seed, kind in ((s, k) for s in args.seeds for k in (*args.kinds, *(HALVES if share == TOLD else ()))):

@@ -52,7 +52,7 @@ def prepared(params, work):
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data = read_coco(work / "data")
-    return data, splits.near_duplicates(data, params.split.near_duplicate, looks=splits.look(data))
+    return data, splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
 
 
 def head_weights(bank, samples, keep, model, task, spec, seed):

@@ -71,7 +71,7 @@ def main():
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data, rows = read_coco(work / "data"), []
-    twins = splits.near_duplicates(data, params.split.near_duplicate, looks=splits.look(data))
+    twins = splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
     for seed in args.seeds:
         split = splits.split_parts(data, params.split, seed, twins)
         test = [i for i in split["test"] if data.by_id[i].defective is not None]

@@ -180,9 +180,19 @@ def test_params_lists_every_field_with_its_default(capsys):
             if isinstance(v, Spec): yield from leaves(v, f'{prefix}{k}.')
             elif k != 'kind': yield prefix + k
     assert set(leaves(Params())) <= set(rows)
+    assert not [r[0] for r in param_rows(Params) if not r[3]]  # each says what it means
     code, out, _ = run('params', 'decision', capsys=capsys)
     assert code == 0 and 'side of one pixel of the original photograph [mm]' in out.replace('\n', ' ')
     assert run('params', 'wishes', capsys=capsys)[0] == 1
+
+def test_the_schema_for_editors_says_the_same_as_the_table():
+    schema, said = Params.model_json_schema(), {r[0]: r[3] for r in param_rows(Params)}
+    fields = schema['$defs']['DecisionSpec']['properties']
+    assert fields['mm_per_px']['description'] == said['decision.mm_per_px']
+    assert schema['$defs']['RuleSpec']['properties']['max_count']['description'] == said['decision.rules[].max_count']
+    silent = [f'{name}.{k}' for name, d in schema['$defs'].items() for k, f in d.get('properties', {}).items()
+              if k not in ('kind', 'trainer') and 'description' not in f and '$ref' not in f and 'discriminator' not in f]
+    assert silent in ([], ['RLE.counts'])
 
 def test_workdir_gets_resolved_params_and_its_own_registry(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

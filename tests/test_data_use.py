@@ -28,7 +28,9 @@ part = st.tuples(st.integers(1, 6), st.sets(st.sampled_from('abc'), max_size=2))
 def records(parts):
     ims = []
     for p, (n, classes) in enumerate(parts):
-        for _ in range(n): ims.append(ImageRecord(len(ims)+1, f'{p}/{len(ims)}.png', 32, 32, f'p{p}', None, None, bool(classes), tuple(sorted(classes))))
+        for _ in range(n):
+            ims.append(ImageRecord(len(ims)+1, f'{p}/{len(ims)}.png', 32, 32, f'p{p}', None, None, bool(classes),
+                tuple(sorted(classes))))
     return InspectionData(Path('x'), ('a', 'b', 'c'), tuple(ims))
 
 @quick
@@ -63,7 +65,8 @@ def test_fractions_are_met_when_parts_are_many():
 
 def test_too_few_parts_go_where_they_matter():
     data = records([(1, {'a'})] + [(1, {'b'})]*2 + [(1, set())]*20)
-    where = Counter((c, k) for k, ids in S.split_parts(data, SPEC, 0).items() for i in ids for c in data.by_id[i].classes)
+    where = Counter((c, k) for k, ids in S.split_parts(data, SPEC, 0).items() for i in ids
+        for c in data.by_id[i].classes)
     assert where == {('a', 'train'): 1, ('b', 'train'): 1, ('b', 'test'): 1}
 
 def test_seed_offset_and_zero_fraction():
@@ -79,7 +82,8 @@ def test_audit_raises_on_a_planted_leak():
     moved = split['train'][0]
     bad = split | {'train': split['train'][1:], 'test': (*split['test'], moved)}
     with pytest.raises(LeakError, match=f'part {data.by_id[moved].part_id} is in'): S.audit_leaks(bad, data)
-    with pytest.raises(LeakError, match='is in train and in test'): S.audit_leaks(split | {'test': (*split['test'], moved)}, data)
+    with pytest.raises(LeakError, match='is in train and in test'):
+        S.audit_leaks(split | {'test': (*split['test'], moved)}, data)
     with pytest.raises(DataError, match='image id 999'): S.audit_leaks({'train': (999,)}, data)
 
 # ---------------------------------------------------------------- photographs
@@ -91,7 +95,8 @@ def photos(tmp_path_factory):
     for p, _, e, im, _, inst in render_all(spec, 0):
         Image.fromarray(im).save(root/f'{p}_{e}.png')
         marks = tuple(a for i in inst for a in annotate_mask(i[1], i[0], split=False))
-        ims.append(ImageRecord(len(ims)+1, f'{p}_{e}.png', im.shape[1], im.shape[0], f'p{p}', None, str(e), bool(marks), tuple(sorted({a.category for a in marks})), marks))
+        ims.append(ImageRecord(len(ims)+1, f'{p}_{e}.png', im.shape[1], im.shape[0], f'p{p}', None, str(e), bool(marks),
+            tuple(sorted({a.category for a in marks})), marks))
     return InspectionData(root, tuple(sorted(spec.defects)), tuple(ims))
 
 def test_planted_twin_is_found_and_refused(photos, tmp_path):
@@ -103,19 +108,23 @@ def test_planted_twin_is_found_and_refused(photos, tmp_path):
     found = next(t for t in twins if t[:2] == (1, 99))
     assert found[2] > .85
     split = {'train': (1, 2), 'test': (99,)}
-    with pytest.raises(LeakError, match=r'0_0.png \(train\) and .*twin.jpg \(test\).*similarity 0\.\d+'): S.audit_leaks(split, data, [found])
+    with pytest.raises(LeakError, match=r'0_0.png \(train\) and .*twin.jpg \(test\).*similarity 0\.\d+'):
+        S.audit_leaks(split, data, [found])
     assert S.audit_leaks(split, data, [found], on_twin='warn')['leaking_twins']
-    with pytest.raises(LeakError, match='look like the same part'): S.split_parts(data, SplitSpec(on_leak='fail'), 0, [found])
+    with pytest.raises(LeakError, match='look like the same part'):
+        S.split_parts(data, SplitSpec(on_leak='fail'), 0, [found])
     grouped = S.split_parts(data, SplitSpec(on_leak='group'), 0, [found])
     assert any({1, 2, 99} <= set(ids) for ids in grouped.values())
 
 def test_similarity_is_symmetric_and_blocks_do_not_matter(photos):
-    looks = S.look(photos)
-    whole = S.near_duplicates(photos, .3, looks=looks)
-    assert whole and {t[:2] for t in whole} == {t[:2] for t in S.near_duplicates(photos, .3, looks=looks, block=7)}
+    thumbnails = S.read_thumbnails(photos)
+    whole = S.near_duplicates(photos, .3, thumbnails=thumbnails)
+    assert whole and {t[:2] for t in whole} == {t[:2] for t in S.near_duplicates(photos, .3, thumbnails=thumbnails,
+        block=7)}
     backwards = replace(photos, images=photos.images[::-1])
-    again = S.near_duplicates(backwards, .3, looks=S.Looks(*(v[::-1] for v in looks)))
-    assert [t[:2] for t in again] == [t[:2] for t in whole] or {t[:2]: t[2] for t in again} == pytest.approx({t[:2]: t[2] for t in whole}, abs=2e-4)
+    again = S.near_duplicates(backwards, .3, thumbnails=S.Thumbnails(*(v[::-1] for v in thumbnails)))
+    assert [t[:2] for t in again] == [t[:2] for t in whole] or {t[:2]: t[2]
+        for t in again} == pytest.approx({t[:2]: t[2] for t in whole}, abs=2e-4)
 
 def test_blank_photographs_are_not_twins(photos, tmp_path):
     ims = []
@@ -125,13 +134,13 @@ def test_blank_photographs_are_not_twins(photos, tmp_path):
     assert S.near_duplicates(InspectionData(tmp_path, (), tuple(ims)), .5) == []
 
 def test_shortcut_is_found(photos):
-    looks = S.look(photos)
-    honest = S.shortcut_audit(photos, looks=looks)
+    thumbnails = S.read_thumbnails(photos)
+    honest = S.shortcut_audit(photos, thumbnails=thumbnails)
     assert set(honest) == {'width', 'height', 'aspect', 'mean', 'std', 'format', 'exposure', 'size', 'all'}
     renamed = replace(photos, images=tuple(replace(r, exposure='b' if r.defective else 'a') for r in photos.images))
-    told = S.shortcut_audit(renamed, looks=looks)
+    told = S.shortcut_audit(renamed, thumbnails=thumbnails)
     assert told['exposure'] > .9 > honest['exposure'] and S.shortcut_warnings(told)
-    assert honest == S.shortcut_audit(photos, looks=looks)
+    assert honest == S.shortcut_audit(photos, thumbnails=thumbnails)
 
 def test_split_file_and_fingerprint(photos, tmp_path):
     split = S.split_parts(photos, SPEC, 0)
@@ -145,7 +154,8 @@ def test_split_file_and_fingerprint(photos, tmp_path):
     (tmp_path/'d.json').write_text('{')
     with pytest.raises(DataError, match='not valid JSON'): S.read_split(tmp_path/'d.json')
     changed = replace(photos, images=(replace(photos.images[0], annotations=()), *photos.images[1:]))
-    assert len({mark, S.fingerprint(changed, split), S.fingerprint(photos)}) == (3 if photos.images[0].annotations else 2)
+    assert len({mark, S.fingerprint(changed, split), S.fingerprint(photos)}) == (3 if photos.images[0].annotations
+        else 2)
 
 # ---------------------------------------------------------------- data set
 
@@ -158,7 +168,8 @@ def test_examples_agree_with_themselves(photos):
         for i, box in enumerate(ex.boxes):
             ys, xs = np.nonzero(ex.instance_map == i+1)
             if not len(ys): continue
-            assert xs.min() >= box[0]-1.5 and ys.min() >= box[1]-1.5 and xs.max()+1 <= box[2]+1.5 and ys.max()+1 <= box[3]+1.5
+            assert xs.min() >= box[0]-1.5 and ys.min() >= box[1]-1.5
+            assert xs.max()+1 <= box[2]+1.5 and ys.max()+1 <= box[3]+1.5
             assert (ex.class_map[ys, xs] > 0).all()
 
 @pytest.mark.parametrize('shuffle', [False, True])
@@ -192,11 +203,13 @@ def test_no_thread_is_left_and_errors_surface(photos, tmp_path):
 def test_too_many_boxes_keep_the_largest(photos):
     m = [np.zeros((96, 96), bool) for _ in range(3)]
     m[0][2:4, 2:5], m[1][20:60, 20:60], m[2][70:80, 70:90] = 1, 1, 1
-    r = replace(photos.images[0], width=96, height=96, annotations=tuple(a for x in m for a in annotate_mask(x, photos.categories[0])), file_name='sq.png')
+    r = replace(photos.images[0], width=96, height=96, annotations=tuple(a for x in m for a in annotate_mask(x,
+        photos.categories[0])), file_name='sq.png')
     Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(photos.root/'sq.png')
     b = next(CVDataset(replace(photos, images=(r,)), [r.id], [(96, 96)], max_boxes=2).batches(1))
     assert b['boxes'][0].tolist() == [[20, 20, 60, 60], [70, 70, 90, 80]]
-    assert (b['instance_map'][0][25:50, 25:50] == 1).all() and b['instance_map'][0][75, 75] == 2 and b['instance_map'][0][3, 3] == 0
+    assert (b['instance_map'][0][25:50, 25:50] == 1).all() and b['instance_map'][0][75,
+        75] == 2 and b['instance_map'][0][3, 3] == 0
 
 # ---------------------------------------------------------------- augmentation
 
@@ -209,12 +222,14 @@ from sads_jax.data import augment as A
 def drawn(h=96, w=96, b=8, seed=0):
     "Images whose bright rectangles are the defects, so that image, mask and box can be compared"
     rng = np.random.default_rng(seed)
-    ims, cm, im_, bx = np.full((b, h, w, 3), .2, np.float32), np.zeros((b, h, w), np.uint8), np.zeros((b, h, w), np.uint16), np.zeros((b, 2, 4), np.float32)
+    ims, cm, im_, bx = np.full((b, h, w, 3), .2, np.float32), np.zeros((b, h, w), np.uint8), np.zeros((b, h, w),
+        np.uint16), np.zeros((b, 2, 4), np.float32)
     for k in range(b):
         for g in range(2):
             bh, bw = rng.integers(10, 24, 2)
             y, x = rng.integers(4, h-bh-4), rng.integers(4 + g*w//2, w//2-bw-2 + g*w//2)
-            ims[k, y:y+bh, x:x+bw], cm[k, y:y+bh, x:x+bw], im_[k, y:y+bh, x:x+bw], bx[k, g] = .9, g+1, g+1, (x, y, x+bw, y+bh)
+            ims[k, y:y+bh, x:x+bw], cm[k, y:y+bh, x:x+bw], im_[k, y:y+bh, x:x+bw], bx[k, g] = .9, g+1, g+1, (x, y, x+bw,
+                y+bh)
     return tuple(map(jnp.asarray, (ims, cm, bx, np.ones((b, 2), bool), im_)))
 
 STILL = A.Augmentation(gain=0., offset=0., contrast=0., gamma=0., noise=0.)
@@ -244,13 +259,15 @@ def test_image_mask_and_boxes_move_together(size, instances):
                 seen += 1
                 tight = np.array([xs.min(), ys.min(), xs.max()+1, ys.max()+1])
                 clipped = (tight == 0).any() or tight[2] == w or tight[3] == h  # a cut corner leaves the box loose
-                assert (boxes[k, g] >= np.array([-1e-3]*4)).all() and (boxes[k, g] <= np.array([w, h, w, h]) + 1e-3).all()
+                assert (boxes[k, g] >= np.array([-1e-3]*4)).all() and (boxes[k, g] <= np.array([w, h, w, h])
+                    + 1e-3).all()
                 if not clipped: assert np.abs(tight - boxes[k, g]).max() <= 1.6
     assert seen > 60
 
 def test_nothing_asked_nothing_done():
     args = drawn()
-    for a, b in zip(args, A.augment(jax.random.key(3), *args, spec=A.NO_AUGMENTATION)): assert (np.asarray(a) == np.asarray(b)).all()
+    for a, b in zip(args, A.augment(jax.random.key(3), *args, spec=A.NO_AUGMENTATION)):
+        assert (np.asarray(a) == np.asarray(b)).all()
 
 def test_key_decides():
     args = drawn()
@@ -268,7 +285,8 @@ def test_shapes_types_and_range():
 def test_padding_stays_grey():
     images, cm, boxes, valid, im = drawn()
     images = images.at[:, :16].set(127/255).at[:, 80:].set(127/255)
-    out = np.asarray(A.augment(jax.random.key(0), images, cm, boxes, valid, spec=A.Augmentation(rotate=0., scale=0., shear=0., shift=0., symmetries=False))[0])
+    out = np.asarray(A.augment(jax.random.key(0), images, cm, boxes, valid, spec=A.Augmentation(rotate=0., scale=0.,
+        shear=0., shift=0., symmetries=False))[0])
     assert np.abs(out[:, :16] - 127/255).max() < 1e-6 and np.abs(out[:, 80:] - 127/255).max() < 1e-6
     assert np.abs(out[:, 16:80] - np.asarray(images)[:, 16:80]).mean() > .01
 
@@ -316,7 +334,8 @@ def test_exposures_of_a_tile_are_found_without_part_ids():
     data = InspectionData(SHARED, (), tuple(ims))
     twins = S.near_duplicates(data, .75)
     home = {i: k for k, ids in enumerate(S._groups(data, twins)) for i in ids}
-    near = [(i, i+1) for i in range(len(rows)-1) if rows[i]['tile_group'] == rows[i+1]['tile_group'] and int(rows[i+1]['frame'])-int(rows[i]['frame']) <= 25]
+    near = [(i, i+1) for i in range(len(rows)-1) if rows[i]['tile_group'] == rows[i+1]['tile_group']
+        and int(rows[i+1]['frame'])-int(rows[i]['frame']) <= 25]
     assert np.mean([home[a] == home[b] for a, b in near]) > .85
     refiled = [{'5', '11'}, {'9', '10'}, {'34', '39'}]  # looked at: one tile, filed as two groups
     pairs = [{rows[a]['tile_group'], rows[b]['tile_group']} for a, b, _ in twins]

@@ -1,4 +1,4 @@
-"""Metrics beyond the headline against independent truth: plain numpy, scikit-learn, scipy, statsmodels, and counts by hand"""
+"""Metrics beyond the headline against independent truth: numpy, scikit-learn, scipy, statsmodels, counts by hand"""
 import json
 import sys
 from types import SimpleNamespace
@@ -22,7 +22,8 @@ from sads_jax.data.records import ImageRecord, annotate_mask
 from sads_jax.evaluation import compare, evaluate, intervals, localisation, metrics, pod, report, slices, suspects
 
 few = settings(max_examples=40, deadline=None)
-scored = st.lists(st.tuples(st.booleans(), st.sampled_from([i/8 for i in range(9)])), min_size=1, max_size=40) # many ties
+scored = st.lists(st.tuples(st.booleans(), st.sampled_from([i/8 for i in range(9)])), min_size=1,
+    max_size=40) # many ties
 
 
 # ---------------------------------------------------------------- one threshold or none
@@ -99,7 +100,8 @@ def scene(seed, n=8, side=40, levels=64):
     return maps, masks
 
 def fed(metric, maps, masks):
-    for s, m in zip(maps, masks): metric.update(metrics.Judged(SimpleNamespace(defective=bool(m.any())), None, None, None, m, s))
+    for s, m in zip(maps, masks):
+        metric.update(metrics.Judged(SimpleNamespace(defective=bool(m.any())), None, None, None, m, s))
     return metric
 
 @pytest.mark.parametrize('seed', range(4))
@@ -111,7 +113,8 @@ def test_aupro_and_aupimo_equal_plain_numpy(seed):
     assert r['aupro'] == pytest.approx(plain_aupro(maps, [k > 0 for k in masks]), abs=1e-6)
     np.testing.assert_allclose(m.aupimo(), plain_aupimo(maps, [k > 0 for k in masks], *bounds), atol=1e-6)
     assert r['aupimo'] == pytest.approx(m.aupimo().mean())
-    np.testing.assert_allclose(plain_aupro(maps, [k > 0 for k in masks], 1.), fed(localisation.LocalisationMetric(categories=('a', 'b'), limit=1.), maps, masks).result()['aupro'], atol=1e-6)
+    np.testing.assert_allclose(plain_aupro(maps, [k > 0 for k in masks], 1.),
+        fed(localisation.LocalisationMetric(categories=('a', 'b'), limit=1.), maps, masks).result()['aupro'], atol=1e-6)
 
 def test_bins_cost_less_than_a_thousandth_where_scores_are_continuous():
     maps, masks = scene(9, levels=2**30)
@@ -120,9 +123,11 @@ def test_bins_cost_less_than_a_thousandth_where_scores_are_continuous():
 
 def test_a_perfect_map_scores_one_and_a_constant_map_chance():
     _, masks = scene(0)
-    perfect = fed(localisation.LocalisationMetric(categories=('a', 'b'), bounds=(1e-3, 1e-1)), [(m > 0)*.9 for m in masks], masks)
+    perfect = fed(localisation.LocalisationMetric(categories=('a', 'b'), bounds=(1e-3, 1e-1)),
+        [(m > 0)*.9 for m in masks], masks)
     assert perfect.result()['aupro'] == pytest.approx(1) and perfect.aupimo().min() == 1
-    flat = fed(localisation.LocalisationMetric(categories=('a', 'b'), bounds=(1e-3, 1e-1)), [m*0. for m in masks], masks)
+    flat = fed(localisation.LocalisationMetric(categories=('a', 'b'), bounds=(1e-3, 1e-1)), [m*0. for m in masks],
+        masks)
     assert flat.result()['aupro'] == pytest.approx(.15) and flat.result()['aupimo_zero'] == 1 # the diagonal
 
 
@@ -135,10 +140,12 @@ def test_a_replicate_is_sklearns_figure_with_parts_as_weights(rows, seed):
     part = np.arange(len(y))//3
     draws = intervals.part_draws(part[-1] + 1, 4, seed)
     pos, neg = intervals.score_counts(part, y, s)
-    for figure, ours in ((sk.roc_auc_score, intervals.counted_auroc), (sk.average_precision_score, intervals.counted_ap)):
+    for figure, ours in ((sk.roc_auc_score, intervals.counted_auroc), (sk.average_precision_score,
+        intervals.counted_ap)):
         for d, got in zip(draws, intervals.replicated(ours, draws, pos, neg, room=3)):
             w = d[part]
-            if y[w > 0].any() and not y[w > 0].all(): assert got == pytest.approx(figure(y, s, sample_weight=w), abs=1e-6)
+            if y[w > 0].any() and not y[w > 0].all():
+                assert got == pytest.approx(figure(y, s, sample_weight=w), abs=1e-6)
 
 def test_the_interval_covers():
     "The true AUROC of two normal scores, in 200 data sets: about 95 % of the intervals hold it"
@@ -147,7 +154,8 @@ def test_the_interval_covers():
     for _ in range(200):
         y = np.arange(120) % 2 == 0
         s = rng.normal(y*1., 1)
-        low, high = intervals.percentile_interval(intervals.replicated(intervals.counted_auroc, intervals.part_draws(120, 300, rng.integers(2**31)), *intervals.score_counts(np.arange(120), y, s)))
+        low, high = intervals.percentile_interval(intervals.replicated(intervals.counted_auroc,
+            intervals.part_draws(120, 300, rng.integers(2**31)), *intervals.score_counts(np.arange(120), y, s)))
         hit += low <= true <= high
     assert 180 <= hit <= 199
 
@@ -164,7 +172,8 @@ def targets():
 def test_pod_fit_equals_statsmodels(targets, weighed):
     size, hit, w = targets
     w = w if weighed else np.ones(len(w))
-    ref = sm.GLM(hit.astype(float), sm.add_constant(np.log(size)), sm.families.Binomial(), freq_weights=w).fit(tol=1e-12)
+    ref = sm.GLM(hit.astype(float), sm.add_constant(np.log(size)), sm.families.Binomial(),
+        freq_weights=w).fit(tol=1e-12)
     fit = pod.fit_pod(size, hit, w)
     np.testing.assert_allclose(fit[:2], ref.params, atol=1e-6)
     np.testing.assert_allclose(fit.covariance, ref.cov_params(), atol=1e-6)
@@ -176,7 +185,8 @@ def test_pod_bound_equals_a_search_of_the_likelihood_by_statsmodels(targets):
     fit = pod.fit_pod(size, hit, w)
     def drop(a):
         x = np.log(size) - np.log(a)
-        return 2*(fit.log_likelihood - sm.GLM(hit.astype(float), x, sm.families.Binomial(), freq_weights=w, offset=np.full(len(x), logit(.9))).fit(tol=1e-12).llf)
+        return 2*(fit.log_likelihood - sm.GLM(hit.astype(float), x, sm.families.Binomial(), freq_weights=w,
+            offset=np.full(len(x), logit(.9))).fit(tol=1e-12).llf)
     a90, bound = pod.pod_size(fit), pod.pod_bound(fit, size, hit, w)
     assert a90 < bound and drop(a90) == pytest.approx(0, abs=1e-6)
     assert drop(bound) == pytest.approx(1.6448536**2, abs=1e-4)
@@ -184,8 +194,10 @@ def test_pod_bound_equals_a_search_of_the_likelihood_by_statsmodels(targets):
 def test_pod_says_why_there_is_no_curve():
     m = pod.PodMetric(categories=())
     m.photographs = {'p': 1}
-    for rows, words in (([(5., True, 'p'), (6., True, 'p')], '2 of 2 defects were found'), ([(5., False, 'p'), (6., True, 'p')], 'divided cleanly'),
-            ([(a, h, 'p') for a, h in zip(range(2, 22), [1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0])], 'not found more often')):
+    for rows, words in (([(5., True, 'p'), (6., True, 'p')], '2 of 2 defects were found'),
+        ([(5., False, 'p'), (6., True, 'p')], 'divided cleanly'),
+            ([(a, h, 'p') for a, h in zip(range(2, 22), [1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0])],
+            'not found more often')):
         m.rows = rows
         r = m.result()
         assert words in r['text'] and r['a90'] is None and r['curve'] == []
@@ -196,7 +208,8 @@ def test_pod_says_why_there_is_no_curve():
 @few
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(0, 8), st.integers(0, 8))
 def test_worse_than_is_fishers_test(a, b, c, d):
-    assert slices.worse_than(a, a + b, c, c + d) == pytest.approx(fisher_exact([[a, b], [c, d]], 'greater').pvalue, abs=1e-6)
+    assert slices.worse_than(a, a + b, c, c + d) == pytest.approx(fisher_exact([[a, b], [c, d]], 'greater').pvalue,
+        abs=1e-6)
     assert compare.mcnemar(a, b) == pytest.approx(mcnemar([[d, a], [b, c]], exact=True).pvalue, abs=1e-6)
     p = [(a + 1)/100, (b + 1)/50, (c + 1)/100, (d + 1)/200]
     np.testing.assert_allclose(slices.holm(p), multipletests(p, method='holm')[1], atol=1e-6)
@@ -210,30 +223,37 @@ def test_suspects_by_the_definition():
     for i, (row, label) in enumerate(zip(p, labels)):
         sure = [k for k in range(3) if row[k] >= bar[k]]
         if sure and (best := max(sure, key=lambda k: row[k])) != label: want[i] = best
-    who, looks = suspects.confident_disagreement(p, labels)
-    assert dict(zip(who.tolist(), looks.tolist())) == want
-    margin = [p[i, k] - p[i, labels[i]] for i, k in zip(who, looks)]
+    who, predicted = suspects.confident_disagreement(p, labels)
+    assert dict(zip(who.tolist(), predicted.tolist())) == want
+    margin = [p[i, k] - p[i, labels[i]] for i, k in zip(who, predicted)]
     assert margin == sorted(margin, reverse=True)
 
-def write_report(folder, verdicts, scores=None, name=lambda i: f'{i}.png', part=lambda i: f'p{i}', bad=lambda i: i % 2 == 0):
+def write_report(folder, verdicts, scores=None, name=lambda i: f'{i}.png', part=lambda i: f'p{i}',
+    bad=lambda i: i % 2 == 0):
     folder.mkdir(exist_ok=True)
-    (folder/'predictions.jsonl').write_text('\n'.join(json.dumps(dict(file_name=name(i), part_id=part(i), defective=bad(i),
-        report=dict(verdict=v, image_score=.5 if scores is None else scores[i], image_sha256=str(i), model_version=folder.name))) for i, v in enumerate(verdicts)))
+    (folder/'predictions.jsonl').write_text(
+        '\n'.join(json.dumps(dict(file_name=name(i), part_id=part(i), defective=bad(i),
+        report=dict(verdict=v, image_score=.5 if scores is None else scores[i], image_sha256=str(i),
+        model_version=folder.name))) for i, v in enumerate(verdicts)))
     return folder
 
 def test_compare_by_hand(tmp_path):
     "Photographs 0, 1, 2 | 3, 4, 5 | ... are parts; the first photograph of part 0, 2, … shows the defect"
     part, bad = lambda i: f'p{i//3}', lambda i: i//3 % 2 == 0 and i % 3 == 0
-    a = write_report(tmp_path/'a', ['FAIL', 'PASS', 'PASS', 'PASS', 'PASS', 'REVIEW', 'PASS', 'FAIL', 'FAIL', 'PASS', 'PASS', 'PASS'], part=part, bad=bad)
-    b = write_report(tmp_path/'b', ['REVIEW', 'PASS', 'PASS', 'PASS', 'PASS', 'PASS', 'FAIL', 'PASS', 'PASS', 'FAIL', 'PASS', 'PASS'], part=part, bad=bad)
+    a = write_report(tmp_path/'a', ['FAIL', 'PASS', 'PASS', 'PASS', 'PASS', 'REVIEW', 'PASS', 'FAIL', 'FAIL', 'PASS',
+        'PASS', 'PASS'], part=part, bad=bad)
+    b = write_report(tmp_path/'b', ['REVIEW', 'PASS', 'PASS', 'PASS', 'PASS', 'PASS', 'FAIL', 'PASS', 'PASS', 'FAIL',
+        'PASS', 'PASS'], part=part, bad=bad)
     c = compare.compare_reports(a, b, 50)
-    assert {k: (v['both'], v['only_a'], v['only_b'], v['neither']) for k, v in c.verdicts.items()} == dict(all=(1, 1, 2, 0), defective=(1, 0, 1, 0), good=(0, 1, 1, 0))
+    assert {k: (v['both'], v['only_a'], v['only_b'], v['neither']) for k, v in c.verdicts.items()} == dict(all=(1, 1, 2,
+        0), defective=(1, 0, 1, 0), good=(0, 1, 1, 0))
     assert {x['part_id']: x['better'] for x in c.changed} == {'p1': 'b', 'p2': 'b', 'p3': 'a'}
     assert (c.images, c.parts, c.models) == (12, 4, ('a', 'b'))
 
 def test_compare_refuses_what_cannot_be_compared(tmp_path):
     a = write_report(tmp_path/'a', ['PASS', 'FAIL'])
-    for b, words in ((write_report(tmp_path/'b', ['PASS'], name=lambda i: 'x.png'), 'no photograph was judged by both'), (write_report(tmp_path/'c', ['PASS', 'FAIL'], bad=lambda i: True), 'disagree'),
+    for b, words in ((write_report(tmp_path/'b', ['PASS'], name=lambda i: 'x.png'), 'no photograph was judged by both'),
+        (write_report(tmp_path/'c', ['PASS', 'FAIL'], bad=lambda i: True), 'disagree'),
             (tmp_path/'none', 'no such file')):
         with pytest.raises(DataError, match=words): compare.compare_reports(a, b)
     (tmp_path/'c'/'predictions.jsonl').write_text('{broken')
@@ -242,8 +262,12 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path):
 
 # ---------------------------------------------------------------- metrics of third parties
 
-def test_a_metric_of_a_third_party_is_found_by_its_entry_point_and_reaches_the_report(eight_parts, tmp_path, monkeypatch): # noqa: F811
-    (tmp_path/'brightest.py').write_text('class Brightest:\n    def __init__(self, *, categories): self.best = 0.\n    def update(self, row): self.best = max(self.best, row.report.image_score)\n    def result(self): return {"score": self.best}\n')
+def test_a_metric_of_a_third_party_is_found_by_its_entry_point_and_reaches_the_report(
+    eight_parts, tmp_path, monkeypatch, # noqa: F811
+):
+    (tmp_path/'brightest.py').write_text(
+        'class Brightest:\n    def __init__(self, *, categories): self.best = 0.\n    def update(self, row): self.best '
+        '= max(self.best, row.report.image_score)\n    def result(self): return {"score": self.best}\n')
     info = tmp_path/'brightest-1.dist-info'
     info.mkdir()
     (info/'METADATA').write_text('Metadata-Version: 2.1\nName: brightest\nVersion: 1\n')
@@ -255,7 +279,8 @@ def test_a_metric_of_a_third_party_is_found_by_its_entry_point_and_reaches_the_r
         assert found.metrics['brightest']['score'] == max(r.report.image_score for r in found.rows)
         assert 'brightest score' in report.write_report(found, tmp_path/'out').read_text()
     finally: metrics.MetricFactory.pop('brightest'); sys.modules.pop('brightest', None)
-    with pytest.raises(UnknownKind, match="no kind 'darkest'"): evaluate.EvaluationOrchestrator(Oracle(data), ('darkest',)).run(data)
+    with pytest.raises(UnknownKind, match="no kind 'darkest'"):
+        evaluate.EvaluationOrchestrator(Oracle(data), ('darkest',)).run(data)
 
 
 # ---------------------------------------------------------------- slices, counted by hand
@@ -266,15 +291,20 @@ def test_slices_by_hand():
     def shot(part, bad, passed, lot, exposure, side=0):
         mask = np.zeros((40, 40), bool)
         mask[:side, :side] = True
-        record = ImageRecord(len(m.rows), 'x.png', 40, 40, part, lot, exposure, bad, ('pit',) if bad else (), annotate_mask(mask, 'pit') if bad else ())
-        m.update(metrics.Judged(record, SimpleNamespace(verdict='PASS' if passed else 'FAIL'), metrics.make_boxes([a.box for a in record.annotations]), None))
+        record = ImageRecord(len(m.rows), 'x.png', 40, 40, part, lot, exposure, bad, ('pit',) if bad else (),
+            annotate_mask(mask, 'pit') if bad else ())
+        m.update(metrics.Judged(record, SimpleNamespace(verdict='PASS' if passed else 'FAIL'),
+            metrics.make_boxes([a.box for a in record.annotations]), None))
     for i in range(6):
         for e in ('e1', 'e2'): shot(f'bad{i}', True, i == 0 and e == 'e2', f'lot{i % 4}', e, 3*(i + 1))
     for i in range(3): shot(f'good{i}', False, i > 0, 'lot0', 'e1')
-    table = {(s['by'], s['slice']): (s['images'], s['parts'], s['escape']['count'], s['escape']['of'], s['overkill']['count'], s['overkill']['of']) for s in m.result()['table']}
+    table = {(s['by'], s['slice']): (s['images'], s['parts'], s['escape']['count'], s['escape']['of'],
+        s['overkill']['count'], s['overkill']['of']) for s in m.result()['table']}
     assert table[('exposure', 'e1')] == (9, 9, 0, 6, 1, 3) and table[('exposure', 'e2')] == (6, 6, 1, 6, 0, 0)
-    assert table[('lot', 'lot0')] == (7, 5, 1, 2, 1, 3) and table[('lot', 'lot1')] == (4, 2, 0, 2, 0, 0) and table[('lot', '2 others')] == (4, 2, 0, 2, 0, 0)
+    assert table[('lot', 'lot0')] == (7, 5, 1, 2, 1, 3) and table[('lot', 'lot1')] == (4, 2, 0, 2, 0,
+        0) and table[('lot', '2 others')] == (4, 2, 0, 2, 0, 0)
     sizes = {k[1]: v for k, v in table.items() if k[0] == 'size'}
     # sides of 3 to 18 px, diagonals of 4.24 to 25.46; a third of the way along the twelve: 8.49 + 2/3 of 4.24
-    assert list(sizes) == ['up to 11.3 px', '11.3 to 18.4 px', 'over 18.4 px'] and [v[:4] for v in sizes.values()] == [(4, 2, 1, 2), (4, 2, 0, 2), (4, 2, 0, 2)]
+    assert list(sizes) == ['up to 11.3 px', '11.3 to 18.4 px', 'over 18.4 px'] and [v[:4]
+        for v in sizes.values()] == [(4, 2, 1, 2), (4, 2, 0, 2), (4, 2, 0, 2)]
     assert not any(k[0] == 'class' for k in table) # one class is no slice

@@ -65,11 +65,11 @@ def test_the_check_itself_sees_upward_and_lazy_imports():
     assert ('sads_jax.cli.main' in imports('sads_jax.core.params', tree)) == ('sads_jax.cli.main' in FILES)
 
 def test_modules_are_a_sitting_long(capsys):
-    sizes = {m: sum(1 for line in p.read_text().splitlines() if line.strip() and not line.lstrip().startswith('#'))
-             for m, p in FILES.items() if p.name != '__init__.py'}
+    "Statements are counted, not lines: packing several into one line pays nothing"
+    sizes = {m: sum(isinstance(node, ast.stmt) for node in ast.walk(MODULES[m])) for m, p in FILES.items() if p.name != '__init__.py'}
     with capsys.disabled():
-        print('\n' + '\n'.join(f'{n:5d} lines  {m.removeprefix("sads_jax.")}' for m, n in sorted(sizes.items(), key=lambda mn: -mn[1])))
-    assert max(sizes.values()) <= 500
+        for m, n in sorted(sizes.items(), key=lambda mn: -mn[1]): print(f'\n{n:5d} statements  {m.removeprefix("sads_jax.")}', end='')
+    assert max(sizes.values()) <= 550
 
 
 # -- What an import costs

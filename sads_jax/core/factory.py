@@ -16,7 +16,11 @@ from .errors import SADSError, UnknownKind
 # %% ../../nbs/00_core/20_factory.ipynb #80e9e43a
 class Factory(dict):
     "Builders by `kind`: call with a spec and its dependencies to get the object"
-    def __init__(self, name:str): self.name = name # e.g. 'connector'; plug-ins use the entry-point group `sads_jax.connector`
+    def __init__(
+        self,
+        name:str, # E.g. 'connector'; plug-ins use the entry-point group `sads_jax.connector`
+    ):
+        self.name = name
 
     def register(self, kind:str, fn=None):
         "Add `fn` under `kind`; without `fn`, a decorator. `SADSError` if the kind is taken"
@@ -30,6 +34,6 @@ class Factory(dict):
         raise UnknownKind(f'{self.name} has no kind {kind!r}', remedy=f"It knows {', '.join(sorted(self))}")
 
     def __call__(self, spec, /, **deps):
-        "Build what `spec` (pydantic model or mapping with `kind`) describes, passing `deps` to the builder; `UnknownKind`"
+        "Build what `spec` (a pydantic model or mapping with `kind`) describes, with `deps`; `UnknownKind`"
         kw = dict(spec)  # one level: nested specs stay specs
         return self[kw.pop('kind')](**kw, **deps)

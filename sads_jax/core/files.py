@@ -25,7 +25,8 @@ MARKER = '.sads-made' # In every folder that we fill
 _NOTE = 'sads_jax fills this folder and replaces what is in it. Keep nothing of your own here.\n'
 _PART = '.sads-part-' # What is being written, beside its place
 
-def _is_part(path): return re.fullmatch(re.escape(_PART) + '[0-9a-f]{8}', path.name) is not None and not path.is_symlink()
+def _is_part(path):
+    return re.fullmatch(re.escape(_PART) + '[0-9a-f]{8}', path.name) is not None and not path.is_symlink()
 
 def owned(
     folder:str|Path,
@@ -42,10 +43,17 @@ def refuse_foreign(
     "`SADSError` naming the folder if it holds files and is not ours"
     folder = Path(folder)
     if not os.path.lexists(folder): return
-    if not folder.is_dir(): raise SADSError('is no folder, and one is to be written here', where=folder, remedy='Move it away, or choose another place')
+    if not folder.is_dir():
+        raise SADSError(
+            'is no folder, and one is to be written here', where=folder, remedy='Move it away, or choose another place'
+        )
     if owned(folder, is_ours) or all(map(_is_part, folder.iterdir())): return
-    raise SADSError('holds files that sads_jax did not write, so nothing is written here', where=folder,
-        remedy=f'Move them away, or choose another place. If an older sads_jax wrote them, put an empty file {MARKER} there')
+    raise SADSError(
+        'holds files that sads_jax did not write, so nothing is written here',
+        where=folder,
+        remedy='Move them away, or choose another place. If an older sads_jax wrote them, put an empty file '
+            f'{MARKER} there',
+    )
 
 def mark(
     folder:str|Path, # Made if absent
@@ -97,7 +105,8 @@ def write_whole(
 ) -> None:
     "Write a file that appears whole or not at all"
     path, data = Path(path), data.encode() if isinstance(data, str) else data
-    if path.is_dir(): raise SADSError('is a folder, and a file is to be written here', where=path, remedy='Choose another name')
+    if path.is_dir():
+        raise SADSError('is a folder, and a file is to be written here', where=path, remedy='Choose another name')
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -209,6 +218,7 @@ def locked(
     with open(path, 'a') as f:
         end = time.monotonic() + wait_s
         while not _flock(f.fileno()):
-            if time.monotonic() > end: raise SADSError('another process is at work here', where=path, remedy='Wait for it, and try again')
+            if time.monotonic() > end:
+                raise SADSError('another process is at work here', where=path, remedy='Wait for it, and try again')
             time.sleep(.02)
         yield

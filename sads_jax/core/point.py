@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from .errors import BundleError, ParamsError
-from .params import DecisionSpec, Spec, _positive, _problems
+from .params import AtLeastOne, DecisionSpec, Share, Spec, field_problems
 from .yaml_text import read_yaml
 
 # %% ../../nbs/00_core/35_point.ipynb #a245fb3e
@@ -63,23 +63,23 @@ def strict_yaml(
 ) -> dict[str, Any]:
     "A YAML mapping of bounded size without repeated keys; `BundleError`"
     try: tree = read_yaml(data.decode(), where)
-    except (ParamsError, UnicodeDecodeError) as e: raise BundleError(f'altered: {getattr(e, "what", e)}', where=where, remedy=_REMEDY) from e
+    except (ParamsError, UnicodeDecodeError) as e:
+        raise BundleError(f'altered: {getattr(e, "what", e)}', where=where, remedy=_REMEDY) from e
     if not isinstance(tree, dict):
         raise BundleError('altered: the top level must be a mapping', where=where, remedy=_REMEDY)
     return tree
 
 # %% ../../nbs/00_core/35_point.ipynb #be4ff7e2
-_share = Annotated[float, Field(ge=0, le=1)]
-
 class OperatingPoint(Spec):
     "What decision.json says: where the line is drawn, how it was chosen, and the rules behind it"
-    threshold: _share # on image scores
+    threshold: Share # on image scores
     rules_version: Annotated[str, Field(pattern=r'^[0-9a-f]{12}$')] # of `spec`, see `rules_version`
     spec: DecisionSpec # the section `decision` of params.yaml
     chosen: dict[str, Any] = {} # how the threshold was chosen
-    anomaly_limit: Annotated[float, Field(gt=0)]|None = None # distance from good parts beyond which a clean part goes to REVIEW; none: never
-    probabilities: tuple[tuple[float, ...], tuple[_share, ...]]|None = None # rising image scores, and the share of defective photographs there
-    gate: dict[str, tuple[float, float]]|None = None # lowest and highest value of each fact of a usable photograph, see `domains.surface.gate`; none: all are believed
+    anomaly_limit: Annotated[float,
+        Field(gt=0)]|None = None # distance from good parts that is too far; none: any is near
+    probabilities: tuple[tuple[float, ...], tuple[Share, ...]]|None = None # rising scores, share of defective ones
+    gate: dict[str, tuple[float, float]]|None = None # lowest, highest value of each fact of a usable photograph
 
     @model_validator(mode='after')
     def _curve(self):
@@ -92,9 +92,11 @@ class OperatingPoint(Spec):
 
 class Preprocess(Spec):
     "What preprocess.json says: the canvases, what they are padded with, and how many are judged at once"
-    buckets: Annotated[tuple[tuple[_positive, _positive], ...], Field(min_length=1, max_length=32)] # height, width [px], as image.buckets
+    # height, width [px], as image.buckets
+    buckets: Annotated[tuple[tuple[AtLeastOne, AtLeastOne], ...], Field(min_length=1, max_length=32)]
     pad: Literal[127] = 127 # grey level of the padding, which the programs know
-    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)] # ascending
+    # ascending
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)]
 
     @model_validator(mode='after')
     def _sides(self):
@@ -112,7 +114,7 @@ def read_record(
 ) -> Spec:
     "`tree` as a record; `BundleError` naming every wrong field"
     try: return kind.model_validate(tree)
-    except ValidationError as e: raise BundleError(_problems(e, tree), where=where, remedy=_REMEDY) from e
+    except ValidationError as e: raise BundleError(field_problems(e, tree), where=where, remedy=_REMEDY) from e
 
 def read_labels(
     tree:Any, # As `strict_json` gave

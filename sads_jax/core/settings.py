@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import ParamsError
@@ -22,25 +22,31 @@ from .errors import ParamsError
 class Settings(BaseSettings):
     "Schema of settings.ini, section `[sads]`"
     model_config = SettingsConfigDict(env_prefix='SADS_', extra='forbid', frozen=True)
-    host: str = '127.0.0.1' # address `sads serve` listens on
-    port: int = 8000 # port `sads serve` listens on
-    max_batch_size: int = 8 # requests judged together
-    batch_timeout_ms: float = 5. # longest wait for a batch to fill [ms]
-    max_image_mb: float = 64. # largest upload accepted [MiB]
-    max_megapixels: float = 25. # largest photograph decoded [Mpx]
-    station_id: str|None = None # written into every report
-    tracking: Literal['offline', 'online', 'disabled'] = 'offline' # Weights & Biases mode
-    wandb_project: str = 'sads_jax'
-    track_photographs: bool = False # does a tracked run keep report.html? It shows photographs, and goes where the run goes
-    registry_uri: str = 'sqlite:///.sads/registry.db' # or the URL of an MLflow server
-    registry_artifacts: Path = Path('.sads/registry') # where an embedded registry keeps bundles
-    model_name: str = 'sads' # name of the registered model
-    cache_dir: Path = Path('.sads/cache') # compiled programs and frozen features
-    artefact: Literal['float32', 'bf16', 'int8', 'onnx'] = 'float32' # form of the model that is loaded; all that are registered decide alike
-    require_signature: Path|None = None # PEM file with an Ed25519 public key; then only bundles signed with it judge parts
-    expect_version: str|None = None # bundle version, or its first digits; then no other judges parts
-    cpu_threads: int = 2 # XLA's CPU pool; fixed, since the sum's order and so a model's last bits depend on it
-    progress: Literal['auto', 'bar', 'plain', 'none'] = 'auto'
+    host: str = Field('127.0.0.1', description='address `sads serve` listens on')
+    port: int = Field(8000, description='port `sads serve` listens on')
+    max_batch_size: int = Field(8, description='requests judged together')
+    batch_timeout_ms: float = Field(5., description='longest wait for a batch to fill [ms]')
+    max_image_mb: float = Field(64., description='largest upload accepted [MiB]')
+    max_megapixels: float = Field(25., description='largest photograph decoded [Mpx]')
+    station_id: str|None = Field(None, description='written into every report')
+    tracking: Literal['offline', 'online', 'disabled'] = Field('offline', description='Weights & Biases mode')
+    wandb_project: str = Field('sads_jax', description='project that Weights & Biases files runs under')
+    track_photographs: bool = Field(False,
+        description='keep report.html with a tracked run? It shows photographs, and goes where the run goes')
+    registry_uri: str = Field('sqlite:///.sads/registry.db', description='or the URL of an MLflow server')
+    registry_artifacts: Path = Field(Path('.sads/registry'), description='where an embedded registry keeps bundles')
+    model_name: str = Field('sads', description='name of the registered model')
+    cache_dir: Path = Field(Path('.sads/cache'), description='compiled programs and frozen features')
+    artefact: Literal['float32', 'bf16', 'int8', 'onnx'] = Field('float32',
+        description='form of the model that is loaded; all that are registered decide alike')
+    require_signature: Path|None = Field(None,
+        description='PEM file with an Ed25519 public key; then only bundles signed with it judge parts')
+    expect_version: str|None = Field(None,
+        description='bundle version, or its first digits; then no other judges parts')
+    cpu_threads: int = Field(2,
+        description='XLA’s CPU pool; fixed, since the order of sums and so a model’s last bits depend on it')
+    progress: Literal['auto', 'bar', 'plain', 'none'] = Field('auto',
+        description='how long work is shown: a bar, plain lines, nothing; auto: a bar on a terminal')
 
 # %% ../../nbs/00_core/40_settings.ipynb #0cc9154b
 def load_settings(
@@ -53,7 +59,9 @@ def load_settings(
         given = dict(ini['sads']) if ini.has_section('sads') else {}
         env = {k: v for k in Settings.model_fields if (v := os.environ.get(f'SADS_{k.upper()}')) is not None}
         return Settings(**(given | env))
-    except configparser.Error as e: raise ParamsError(str(e).replace('\n', ' '), where=path, remedy='See settings.ini in the documentation') from e
+    except configparser.Error as e:
+        raise ParamsError(str(e).replace('\n', ' '), where=path,
+            remedy='See settings.ini in the documentation') from e
     except ValidationError as e:
         first = e.errors()[0]
         key = '.'.join(map(str, first['loc']))

@@ -2,9 +2,11 @@
 
 Conventions, everywhere in the library:
 
-* an image is `[H, W, C]`, in batches `[B, H, W, C]`; uint8 0..255 on disk, on the wire and as a program's input, float32 0..1 inside models;
+* an image is `[H, W, C]`, in batches `[B, H, W, C]`; uint8 0..255 on disk, on the wire and as a program's input,
+  float32 0..1 inside models;
 * a box is `x1, y1, x2, y2` in pixels, `x2` and `y2` exclusive, so its width is `x2 - x1`;
-* a *canvas* is an image letterboxed to one of a few bucket sizes; every public record is in pixels of the ORIGINAL image;
+* a *canvas* is an image letterboxed to one of a few bucket sizes; every public record is in pixels of the ORIGINAL
+  image;
 * areas are in px² and, where the recipe knows `mm_per_px`, in mm²; lengths likewise;
 * `B` images in a batch, `K` detections an image, `L` defect classes, `M` the side of a crop's mask.
 
@@ -28,7 +30,9 @@ class Detections(NamedTuple):
     scores: Any # float32 [B, K], 0..1; 0 where not valid
     valid: Any # bool [B, K]
 
-IMAGE_FLOOR, BOX_FLOOR = 'cascade/image_floor', 'cascade/box_floor' # optional weights of a cascade, float32 scalars: boxes of images below the first, and boxes below the second, are not looked at closer
+# Optional float32 scalars among a cascade's weights: boxes of images below the first, and boxes below the second,
+# get no crop.
+IMAGE_FLOOR, BOX_FLOOR = 'cascade/image_floor', 'cascade/box_floor'
 
 class Findings(NamedTuple):
     "All that the cascade says of a batch of canvases; rows that are not `valid` are zero"
@@ -39,10 +43,10 @@ class Findings(NamedTuple):
     crop_boxes: Any # float32 [B, K, 4], canvas px: the square that `masks` cover (box plus context)
     masks: Any # float32 [B, K, M, M], probability of defect inside `crop_boxes`
     defect_map: Any # float32 [B, H/4, W/4], the detector's dense probability of defect
-    image_scores: Any # float32 [B], 0..1: how likely the part is defective, by the detector and its distance from good parts
-    finite: Any = False # bool [B], whether every number computed of the photograph was finite; what nobody vouches for is not
-    anomaly: Any = None # float32 [B], distance from the good parts that were learnt from; None where nothing was learnt of them
-    tile_scores: Any = None # float32 [B, K], image score of the tile that saw each row; None where a photograph was seen at once
+    image_scores: Any # float32 [B], 0..1: how likely a defect is, by the detector and the distance from good parts
+    finite: Any = False # bool [B], whether every number computed of the photograph was finite
+    anomaly: Any = None # float32 [B], distance from good training parts; None where none were learnt
+    tile_scores: Any = None # float32 [B, K], image score of each row's tile; None where nothing was tiled
 
 # %% ../../nbs/00_core/00_types.ipynb #e25186e5
 class Verdict(StrEnum):
@@ -69,8 +73,10 @@ class Defect(_Record):
     length_px: float = Field(description='largest extent [px]')
     area_mm2: float|None = Field(None, description='[mm²]; absent where the recipe has no mm_per_px')
     length_mm: float|None = Field(None, description='[mm]; absent where the recipe has no mm_per_px')
-    contrast: float|None = Field(None, description='mean grey inside minus mean grey around it, -1..1; negative is darker. Absent where nobody looked at the pixels')
-    zones: dict[str, float] = Field(default_factory=dict, description='area of it inside each zone of decision.zones [px²]')
+    contrast: float|None = Field(None, description='mean grey inside minus mean grey around it, -1..1; negative is '
+        'darker. Absent where nobody looked at the pixels')
+    zones: dict[str, float] = Field(default_factory=dict,
+        description='area of it inside each zone of decision.zones [px²]')
     mask: RLE
 
 class Reason(_Record):
@@ -84,18 +90,28 @@ class Reason(_Record):
     zone: str|None = Field(None, description='the zone that the rule watches; absent for the whole photograph')
     defect: int|None = Field(None, description='index into `defects`; absent for rules on the whole part')
 
+# %% ../../nbs/00_core/00_types.ipynb #47b42f7e
 class InspectionReport(_Record):
     "The answer to one photograph"
     verdict: Verdict
     reasons: list[Reason]
     defects: list[Defect]
-    image_score: float = Field(description='how likely the part is defective, by the detector and its distance from good parts, 0..1; no probability. 1 where nothing could be computed')
-    defect_probability: float|None = Field(None, description='share of the calibration photographs with such a score that were defective, 0..1; absent where none was learnt')
-    anomaly_score: float|None = Field(None, description='how unlike the good parts of the training, 1 = the limit beyond which it goes to REVIEW; absent where the model has none')
+    image_score: float = Field(description='how likely the part is defective, by the detector and its distance from '
+        'good parts, 0..1; no probability. 1 where nothing could be computed')
+    defect_probability: float|None = Field(None, description='share of the calibration photographs with such a score '
+        'that were defective, 0..1; absent where none was learnt')
+    anomaly_score: float|None = Field(None, description='how unlike the good parts of the training, 1 = the limit '
+        'beyond which it goes to REVIEW; absent where the model has none')
     image_sha256: str = Field(description='of the bytes as they came')
     image_size: tuple[int, int] = Field(description='width, height [px]')
     model_version: str
     rules_version: str
     part_id: str|None = None
     station_id: str|None = None
-    timings_ms: dict[str, float] = Field(default_factory=dict, description='per stage [ms]; the one field that differs between two runs')
+    timings_ms: dict[str, float] = Field(default_factory=dict,
+        description='per stage [ms]; the one field that differs between two runs')
+
+    def _repr_html_(self) -> str:
+        "Verdict, reasons and defects, for a notebook; `core.drawing.report_html` also draws the photograph"
+        from sads_jax.core.templates import render  # jinja2: where a report is shown, not where parts are judged
+        return str(render('core/templates/inspection.html.jinja', report=self, picture=None))

@@ -13,7 +13,7 @@ import numpy as np
 from .dataset import Example
 
 # %% ../../nbs/02_data/85_paste.ipynb #aaebc575
-_MARGIN, _EDGE, _RING = 6, 3, 5 # canvas px: surface taken along, what counts as touching the border, width of the ring that light is compared in
+_MARGIN, _EDGE, _RING = 6, 3, 5 # surface taken along, what touches the border, ring where light is compared [canvas px]
 
 def _flipped(way, *maps):
     "Maps [H, W, ...] as they are, mirrored, upside down, or both"
@@ -49,9 +49,10 @@ def paste_defects(
     target:Example, # Good, in the same bucket
     rng:np.random.Generator,
 ) -> Example: # `target` with the defects of `source`; boxes and maps as a photograph's own
-    "Lay the defects of one training photograph onto another, mirrored at random; those without a mask of 4 px are left out"
+    "Lay the defects of one photograph onto another, mirrored at random; those with a mask under 4 px are left out"
     from PIL import Image
-    image, instances, classes = _flipped(int(rng.integers(4)), *(m[_inside(source)] for m in (source.canvas, source.instance_map, source.class_map)))
+    image, instances, classes = _flipped(int(rng.integers(4)),
+        *(m[_inside(source)] for m in (source.canvas, source.instance_map, source.class_map)))
     canvas, class_map, instance_map = target.canvas.copy(), target.class_map.copy(), target.instance_map.copy()
     photo = canvas[_inside(target)].astype(np.float32)
     (height, width), boxes, labels = photo.shape[:2], [], []

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 # %% ../../nbs/02_data/96_plan.ipynb #baa34191
 THINNEST = 6. # canvas px that a defect should keep
-_AFFORDABLE, _LEAST, _TILE = 448*448, 192, 320 # area of a canvas [px²], its longer side at least [px], side of a tile's canvas [px]
+_AFFORDABLE, _LEAST, _TILE = 448*448, 192, 320 # canvas: area [px²], least longer side [px]; side of a tile [px]
 
 def canvas_scale(
     seen:Fingerprint,
@@ -31,7 +31,9 @@ def canvas_scale(
     "How much photographs may be shrunk"
     longest = float(np.median(seen.sizes.max(1)))
     least = min(1., _LEAST/longest)
-    if not len(seen.thickness): return min(1., max(least, 320/longest)), 'no label says how large defects are, so as much as is affordable is kept'
+    if not len(seen.thickness):
+        return min(1.,
+            max(least, 320/longest)), 'no label says how large defects are, so as much as is affordable is kept'
     thin = float(np.quantile(seen.thickness, .05))
     scale = min(1., max(least, THINNEST/max(thin, 1e-6)))
     kept = f'the thinnest defects ({thin:.1f} px) keep {thin*scale:.1f} px'
@@ -58,11 +60,15 @@ def _image_choices(seen):
     buckets = canvases(seen.sizes, scale)
     shapes = ' or '.join(f'{h} x {w}' for h, w in buckets)
     if max(h*w for h, w in buckets) <= _AFFORDABLE:
-        return [Choice('image.buckets', buckets, f'photographs of {median[0]:.0f} x {median[1]:.0f} px become canvases of {shapes}: {why}')]
+        return [Choice('image.buckets', buckets,
+            f'photographs of {median[0]:.0f} x {median[1]:.0f} px become canvases of {shapes}: {why}')]
     long = float(np.quantile(seen.length, .75)) if len(seen.length) else 0.
     overlap = int(min(max(48, np.ceil(long + 8/scale)), _TILE/scale/2))
-    return [Choice('image.buckets', [[_TILE, _TILE]], f'a canvas of {shapes} would be too slow, so photographs of {median[0]:.0f} x {median[1]:.0f} px are cut: {why}'),
-        Choice('image.tile', {'overlap': overlap, 'scale': round(scale, 3)}, f'tiles of {_TILE/scale:.0f} px overlap by {overlap}'
+    return [Choice('image.buckets', [[_TILE, _TILE]],
+        f'a canvas of {shapes} would be too slow, so photographs of {median[0]:.0f} x {median[1]:.0f} px are cut: '
+        f'{why}'),
+        Choice('image.tile', {'overlap': overlap, 'scale': round(scale, 3)},
+        f'tiles of {_TILE/scale:.0f} px overlap by {overlap}'
             + (', so that three of four defects are whole on one' if long and overlap >= long else ''))]
 
 # %% ../../nbs/02_data/96_plan.ipynb #90673ed0
@@ -70,15 +76,20 @@ def _part_choices(seen, layout, patterns):
     if layout.kind == 'magnetic_tile' or seen.parts < seen.looked_at*.95: return []
     if patterns:
         p = patterns[0]
-        return [Choice('data.part_id_pattern', p.pattern, f'file names tell {p.parts} parts of up to {p.largest} photographs; if that is wrong, '
+        return [Choice('data.part_id_pattern', p.pattern,
+            f'file names tell {p.parts} parts of up to {p.largest} photographs; if that is wrong, '
             'photographs of one part lie on both sides of the split and every figure is too good')]
     return []
 
 def _learning_choices(seen):
     out = []
     if not seen.good: out.append(Choice('anomaly.kind', 'none', 'there is no good part whose look could be learnt'))
-    if seen.most > 16: out.append(Choice('detector.max_detections', int(min(64, 2*seen.most)), f'a photograph has up to {seen.most} defects'))
-    if seen.marked and not seen.masked: out.append(Choice('detector.fit', False, 'labels are boxes, not outlines: no mask tells where a box should end'))
+    if seen.most > 16:
+        out.append(Choice('detector.max_detections', int(min(64, 2*seen.most)),
+            f'a photograph has up to {seen.most} defects'))
+    if seen.marked and not seen.masked:
+        out.append(Choice('detector.fit', False,
+            'labels are boxes, not outlines: no mask tells where a box should end'))
     return out
 
 def warnings(
@@ -92,14 +103,25 @@ def warnings(
     rare = [f'{c} ({n})' for c, n in sorted(seen.classes.items()) if n < 10]
     if not seen.good: out.append('no good part: overkill cannot be measured, and no threshold be trusted')
     if not bad: out.append('no defective part: nothing can be learnt of defects, and training will refuse; add some')
-    elif bad < 30: out.append(f'{bad} defective photographs: rates will have wide intervals; a guarantee of 5 % escapes needs about 60 calibration parts')
+    elif bad < 30:
+        out.append(
+            f'{bad} defective photographs: rates will have wide intervals; a guarantee of 5 % escapes needs about 60 '
+            'calibration parts')
     if rare and bad: out.append(f'few examples, so their names will often be wrong: {", ".join(rare)}')
-    if bad and not seen.marked: out.append('no label says where a defect is: the segmenter has nothing to learn, and training will refuse; outline or box some defects')
-    if 'data.part_id_pattern' not in keys and layout.kind not in ('magnetic_tile', 'synthetic') and seen.parts >= seen.looked_at*.95:
-        out.append('each photograph counts as a part of its own; near twins are searched for. Where a part has several photographs, set data.part_id_pattern')
-    if seen.failed: out.append(f'{len(seen.failed)} of {seen.looked_at + len(seen.failed)} cannot be read, e.g. {seen.failed[0]}')
+    if bad and not seen.marked:
+        out.append(
+            'no label says where a defect is: the segmenter has nothing to learn, and training will refuse; outline or '
+            'box some defects')
+    if 'data.part_id_pattern' not in keys and layout.kind not in ('magnetic_tile',
+        'synthetic') and seen.parts >= seen.looked_at*.95:
+        out.append(
+            'each photograph counts as a part of its own; near twins are searched for. Where a part has several '
+            'photographs, set data.part_id_pattern')
+    if seen.failed:
+        out.append(f'{len(seen.failed)} of {seen.looked_at + len(seen.failed)} cannot be read, e.g. {seen.failed[0]}')
     return out
 
+# %% ../../nbs/02_data/96_plan.ipynb #066cb319
 def plan(
     seen:Fingerprint,
     layout:Layout,
@@ -107,7 +129,8 @@ def plan(
 ) -> list[Choice]: # In the order of params.yaml
     "What to set, and why; all else stays at its default"
     patterns = part_patterns(seen.names) if patterns is None else patterns
-    data = [Choice('data.kind', layout.kind, layout.why), *(Choice(f'data.{k}', list(v) if isinstance(v, tuple) else str(v), '') for k, v in layout.fields.items())]
+    data = [Choice('data.kind', layout.kind, layout.why),
+        *(Choice(f'data.{k}', list(v) if isinstance(v, tuple) else str(v), '') for k, v in layout.fields.items())]
     return [*data, *_part_choices(seen, layout, patterns), *_image_choices(seen), *_learning_choices(seen)]
 
 def as_tree(

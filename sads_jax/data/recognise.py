@@ -1,6 +1,7 @@
 """What a folder of photographs is, and what is in it, before anybody has to know a parameter
 
-Nothing here decodes a picture but for masks: sizes come from headers, and of large data sets a few hundred photographs are looked at, evenly spread.
+Nothing here decodes a picture but for masks: sizes come from headers, and of large data sets a few hundred
+photographs are looked at, evenly spread.
 
 Docs: https://sads-jax.github.io/sads_jax/02_data/recognise.html.md"""
 
@@ -46,7 +47,8 @@ def list_folder(
 ) -> Listing: # Each sorted
     "Photographs and label files below `root`; `DataError` where there is no such folder, or no photograph"
     root = Path(root)
-    if not root.is_dir(): raise DataError('no such folder', where=root, remedy='Name the folder that holds the photographs')
+    if not root.is_dir():
+        raise DataError('no such folder', where=root, remedy='Name the folder that holds the photographs')
     found, kinds, others = Listing([], [], []), Counter(), {'.json': 1, '.xml': 2}
     for here, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith(('.', '__MACOSX')))
@@ -55,10 +57,12 @@ def list_folder(
             kinds[end or name] += 1
             at = 0 if end in IMAGE_SUFFIXES else others.get(end)
             if at is not None: found[at].append(Path(here)/name)
-        if sum(kinds.values()) > _MOST: raise DataError(f'more than {_MOST:,} files', where=root, remedy='Name the folder of one data set')
+        if sum(kinds.values()) > _MOST:
+            raise DataError(f'more than {_MOST:,} files', where=root, remedy='Name the folder of one data set')
     if not found.photos:
         have = ', '.join(f'{n} x {k}' for k, n in kinds.most_common(4)) or 'nothing'
-        raise DataError(f'no photographs: it holds {have}', where=root, remedy=f"Photographs end in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f'no photographs: it holds {have}', where=root,
+            remedy=f"Photographs end in {', '.join(IMAGE_SUFFIXES)}")
     return found
 
 # %% ../../nbs/02_data/95_recognise.ipynb #16aeac55
@@ -74,13 +78,15 @@ def _coco_layouts(root, listing):
         images = tree.get('images')
         if not (isinstance(images, list) and images and isinstance(tree.get('annotations'), list)): continue
         names = [n for x in images[:50] if isinstance(x, dict) and isinstance(n := x.get('file_name'), str)]
-        near = list(dict.fromkeys((path.parent, *(path.parent/s for s in ('images', 'data', path.stem)), *list(path.parents)[1:3],
+        near = list(dict.fromkeys((path.parent, *(path.parent/s for s in ('images', 'data', path.stem)),
+            *list(path.parents)[1:3],
             path.parent.parent/'images', path.parent.parent/path.stem, root, root/'images')))
         hits = {f: sum((f/n).is_file() for n in names) for f in near if f.is_dir()}
         best = max(hits, key=hits.get)
         if hits[best]:
             fields = {'root': best, 'annotations': Path(os.path.relpath(path, best))}
-            yield Layout('coco', fields, f'{path.relative_to(root)} is COCO: {len(images)} images, {len(tree["annotations"])} annotations')
+            yield Layout('coco', fields,
+                f'{path.relative_to(root)} is COCO: {len(images)} images, {len(tree["annotations"])} annotations')
 
 # %% ../../nbs/02_data/95_recognise.ipynb #e196ec50
 def _is_voc(path):
@@ -97,16 +103,20 @@ def _voc_layouts(root, listing):
         stems = {p.stem for p in marks}
         shared = {f: len(stems & mine) for f, mine in photos.items() if stems & mine}
         if not shared: continue
-        order = sorted(shared, key=lambda f: (-shared[f], 'mask' in f.name.lower() or 'segment' in f.name.lower(), str(f)))
+        order = sorted(shared, key=lambda f: (-shared[f], 'mask' in f.name.lower() or 'segment' in f.name.lower(),
+            str(f)))
         images, masks = order[0], next((f for f in order[1:] if any(p.suffix == '.png' for p in f.iterdir())), None)
         top = Path(os.path.commonpath([folder, images]))
         fields = {'root': top, 'images': images.relative_to(top), 'annotations': folder.relative_to(top)}
         if masks is not None: fields['masks'] = Path(os.path.relpath(masks, top))
         tail = f', {shared[masks]} with masks in {masks.relative_to(root)}' if masks is not None else ''
-        yield Layout('voc', fields, f'{folder.relative_to(root) or "."} holds {len(marks)} Pascal VOC files, {shared[images]} of them with a photograph{tail}')
+        yield Layout('voc', fields,
+            f'{folder.relative_to(root) or "."} holds {len(marks)} Pascal VOC files, {shared[images]} of them with a '
+            f'photograph{tail}')
 
 # %% ../../nbs/02_data/95_recognise.ipynb #3ae3f6eb
-_GOOD = ('good', 'ok', 'free', 'normal', 'pass', 'passed', 'clean', 'intact', 'negative', 'non_defective', 'no_defect', 'nodefect', 'defect_free', 'defectfree',
+_GOOD = ('good', 'ok', 'free', 'normal', 'pass', 'passed', 'clean', 'intact', 'negative', 'non_defective', 'no_defect',
+    'nodefect', 'defect_free', 'defectfree',
     'perfect', 'gut', 'io', 'bon', 'bien', 'bueno', 'buono')
 
 def _plain(name): return re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
@@ -118,14 +128,16 @@ def good_folders(
     return tuple(n for n in names if _plain(n) in _GOOD or _plain(n).endswith('_free'))
 
 def _with_photos(listing, folder):
-    return sorted({p.relative_to(folder).parts[0] for p in listing.photos if p.is_relative_to(folder) and len(p.relative_to(folder).parts) > 1})
+    return sorted({p.relative_to(folder).parts[0] for p in listing.photos if p.is_relative_to(folder)
+        and len(p.relative_to(folder).parts) > 1})
 
 def _folder_layouts(root, listing, labelled):
     "`labelled`: another layout fits, so that folders none of which is of good parts are no classes"
     names = _with_photos(listing, root)
     sets = [n for n in names if (root/n/'train').is_dir() and good_folders(_with_photos(listing, root/n/'train'))]
     if sets and not (root/'train').is_dir():
-        raise DataError(f'these are {len(sets)} data sets side by side: {", ".join(sets[:6])}', where=root, remedy=f'Name one of them, e.g. {root/sets[0]}')
+        raise DataError(f'these are {len(sets)} data sets side by side: {", ".join(sets[:6])}', where=root,
+            remedy=f'Name one of them, e.g. {root/sets[0]}')
     if any((root/s).is_dir() for s in ('train', 'test')):
         classes = sorted({c for s in ('train', 'test') for c in _with_photos(listing, root/s)})
         how = 'train and test' + (', masks in ground_truth' if (root/'ground_truth').is_dir() else '')
@@ -134,13 +146,17 @@ def _folder_layouts(root, listing, labelled):
     good = good_folders(classes)
     if labelled and not good: return
     bad = [c for c in classes if c not in good]
-    fields = {'root': root} | ({'good': good} if good and not {g.lower() for g in good} <= {'good', 'ok', 'free', 'normal'} else {})
-    yield Layout('folder', fields, f'{how}: good parts in {", ".join(good) or "no folder"}; defects {", ".join(bad) or "none"}')
+    fields = {'root': root} | ({'good': good} if good and not {g.lower() for g in good} <= {'good', 'ok', 'free',
+        'normal'} else {})
+    yield Layout('folder', fields,
+        f'{how}: good parts in {", ".join(good) or "no folder"}; defects {", ".join(bad) or "none"}')
 
 # %% ../../nbs/02_data/95_recognise.ipynb #bb4f9639
 def _tile_layouts(root, listing):
-    folders = sorted({p.parent.name for p in listing.photos if p.parent.parent == root and p.parent.name.startswith('MT_')})
-    if 'MT_Free' in folders and len(folders) > 1: yield Layout('magnetic_tile', {'root': root}, f'the public magnetic-tile set: {", ".join(folders)}')
+    folders = sorted({p.parent.name for p in listing.photos if p.parent.parent == root and p.parent.name.startswith(
+        'MT_')})
+    if 'MT_Free' in folders and len(folders) > 1:
+        yield Layout('magnetic_tile', {'root': root}, f'the public magnetic-tile set: {", ".join(folders)}')
 
 def recognise(
     root:Path, # Somebody's folder
@@ -155,7 +171,8 @@ def recognise(
         if not found: raise
     if found: return found
     raise DataError(f'{len(listing.photos)} photographs, but nothing says which parts are good', where=root,
-        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add COCO or Pascal VOC labels')
+        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add COCO or '
+        'Pascal VOC labels')
 
 # %% ../../nbs/02_data/95_recognise.ipynb #0bc30ff5
 class Fingerprint(NamedTuple):
@@ -198,15 +215,19 @@ def fingerprint(
     if not records: raise DataError(failed[0] if failed else 'no photographs', remedy='Check what was recognised')
     marks = [(a, r) for r in records for a in r.annotations]
     bad = [r for r in records if r.defective]
-    return Fingerprint(n, len(records), sum(r.defective is False for r in records), sum(r.defective is None for r in records),
+    return Fingerprint(n, len(records), sum(r.defective is False for r in records),
+        sum(r.defective is None for r in records),
         dict(Counter(c for r in bad for c in r.classes)), sum(bool(r.annotations) for r in bad),
-        sum(any(a.segmentation is not None for a in r.annotations) for r in bad), np.array([(r.height, r.width) for r in records]),
+        sum(any(a.segmentation is not None for a in r.annotations) for r in bad),
+        np.array([(r.height, r.width) for r in records]),
         np.array([_thickness(a, r) for a, r in marks]), np.array([max(a.bbox[2:]) for a, _ in marks]),
-        max((len(r.annotations) for r in records), default=0), [Path(r.file_name).name for r in records], len({r.part_id for r in records}), failed)
+        max((len(r.annotations) for r in records), default=0), [Path(r.file_name).name for r in records],
+        len({r.part_id for r in records}), failed)
 
 # %% ../../nbs/02_data/95_recognise.ipynb #603d7ed4
 _WORDS = 'exposure', 'exp', 'view', 'camera', 'cam', 'shot', 'side', 'pose', 'light', 'image', 'img', 'e', 'v', 'c'
-PATTERNS = (*(rf'(?i)^(.+?)[_-]{w}[_-]?\d+\.[^.]+$' for w in _WORDS), *(rf'(?i)^{w}[_-]?\d+[_-](.+)\.[^.]+$' for w in _WORDS),
+PATTERNS = (*(rf'(?i)^(.+?)[_-]{w}[_-]?\d+\.[^.]+$' for w in _WORDS),
+    *(rf'(?i)^{w}[_-]?\d+[_-](.+)\.[^.]+$' for w in _WORDS),
     r'^(.+?)[_-]\d{1,2}\.[^.]+$')
 
 class PartPattern(NamedTuple):
@@ -224,5 +245,6 @@ def part_patterns(
         found = [re.match(pattern, n) for n in names]
         if not names or not all(found): continue
         count = Counter(m[1] for m in found)
-        if 10 <= len(count) < len(names) and max(count.values()) <= 30: out.append(PartPattern(pattern, len(count), max(count.values())))
+        if 10 <= len(count) < len(names) and max(count.values()) <= 30:
+            out.append(PartPattern(pattern, len(count), max(count.values())))
     return out

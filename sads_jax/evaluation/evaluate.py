@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'Inspector', 'true_boxes', 'true_map', 'found_boxes', 'Evaluation', 'EvaluationOrchestrator',
-           'curve_tables', 'write_evaluation', 'summary']
+           'curve_tables', 'threshold_of', 'operating_chart', 'write_evaluation', 'summary']
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #d7c96618
 import csv
@@ -21,13 +21,17 @@ import numpy as np
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
 from ..core.files import mark, refuse_foreign, whole_files
+from ..core.templates import figure
 from ..core.types import Findings, InspectionReport
 from ..data.images import Placement, to_original
 from ..data.records import ImageRecord, InspectionData, class_map
-from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs, pr_points,
+from .metrics import (Boxes, Judged, MetricFactory, grouped_baseline, make_boxes, named_pairs,
+    pr_points,
     reported_boxes, roc_points, simple_features, trivial_baseline)
+from .charts import BLUE, RED, line_chart
 from .operating import operating_curve, rate_text
-from . import intervals, localisation, pod, probability, slices, suspects # noqa: F401, they register their metrics
+# these register their metrics
+from . import intervals, localisation, pod, probability, slices, suspects # noqa: F401
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #5a5739ba
 class Inspector(Protocol):
@@ -36,8 +40,9 @@ class Inspector(Protocol):
     rules_version: str
     categories: Sequence[str] # class names, in the order of `Findings.label_scores`
 
-    def inspect(self, srcs:Sequence[Path]) -> Sequence[tuple[InspectionReport|SADSError, Findings, Placement, np.ndarray]]:
-        "For each photograph its report (or the error that stopped it), findings without batch axis, placement, score map float32 [H, W] of the original"
+    def inspect(self, srcs:Sequence[Path]) -> Sequence[tuple[InspectionReport|SADSError, Findings, Placement,
+        np.ndarray]]:
+        "Report (or the error that stopped it), findings, placement, and score map float32 [H, W] of each photograph"
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #38946c03
 def true_boxes(
@@ -48,7 +53,8 @@ def true_boxes(
     if record.defective is None or record.weak: return None
     names = list(categories)
     if bad := [a.category for a in record.annotations if a.category not in names]:
-        raise DataError(f'label {bad[0]!r} is not in the map', where=record.file_name, remedy=f"Known are {', '.join(names)}")
+        raise DataError(f'label {bad[0]!r} is not in the map', where=record.file_name,
+            remedy=f"Known are {', '.join(names)}")
     return make_boxes([a.box for a in record.annotations], [names.index(a.category) for a in record.annotations])
 
 def true_map(
@@ -68,7 +74,8 @@ def found_boxes(
     valid = np.asarray(findings.valid, bool)
     boxes, probs = np.asarray(findings.boxes)[valid], np.asarray(findings.label_scores)[valid]
     if not len(boxes): return make_boxes()
-    return make_boxes(to_original(boxes, placement), np.asarray(order)[probs.argmax(-1)], np.asarray(findings.scores)[valid], probs.max(-1))
+    return make_boxes(to_original(boxes, placement), np.asarray(order)[probs.argmax(-1)],
+        np.asarray(findings.scores)[valid], probs.max(-1))
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #66fa7792
 def _unpack(answer, order):
@@ -77,6 +84,18 @@ def _unpack(answer, order):
     report, findings, placement, score_map = answer
     if isinstance(report, SADSError): return report, None, None
     return report, found_boxes(findings, placement, order), score_map
+
+def _row(data, record, answer, categories, order):
+    "A photograph's truth beside its report, and what is wrong with it; no row where it could not be judged"
+    report, boxes, score_map = _unpack(answer, order)
+    if isinstance(report, SADSError):
+        return None, str(report).replace(str(data.path(record)), record.file_name) # no machine's paths in a report
+    if tuple(report.image_size) == (record.width, record.height):
+        return Judged(record, report, true_boxes(record, categories), boxes, true_map(record, categories),
+            score_map), None
+    w, h = report.image_size
+    return Judged(record, report, None, boxes, None, score_map), (f'the photograph is {w} x {h} px, its record says '
+        f'{record.width} x {record.height}: judged as an image, not by boxes and pixels')
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #4936c5f8
 @dataclass(frozen=True)
@@ -87,34 +106,69 @@ class Evaluation:
     rows: tuple[Judged, ...] # one per judged image, by id, without maps
     errors: tuple[tuple[str, str], ...] # file name, message
     metrics: dict[str, Any] # what metrics.json holds
-    context: dict[str, Any] # model_version, rules_version, threshold, and what the caller knows: see `EvaluationOrchestrator.run`
+    context: dict[str, Any] # model_version, rules_version, threshold, and what the caller of `run` adds
+
+    def _repr_html_(self) -> str:
+        "The figures a person asks for first, and what each threshold would cost, for a notebook"
+        from sads_jax.core.templates import render  # jinja2: where an evaluation is shown
+        return str(render('evaluation/templates/evaluation.html.jinja', figures=summary(self.metrics),
+            chart=operating_chart(self)))
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #e1a5ebcc
+def _features(data, records):
+    "Size, mean and contrast [N, 4], defective or not [N] and part [N] of photographs that can be read"
+    x, y, parts = [], [], []
+    for r in records:
+        if r.defective is None: continue
+        try: x.append(simple_features(data.photograph(r)))
+        except SADSError: continue
+        y.append(r.defective)
+        parts.append(r.part_id)
+    return np.array(x).reshape(-1, 4), np.array(y, bool), parts
 
 def _baseline(data, train, judged):
     "AUROC of size, mean and contrast alone, and how it was fitted"
-    def look(records):
-        x, y, parts = [], [], []
-        for r in records:
-            if r.defective is None: continue
-            try: x.append(simple_features(data.photograph(r)))
-            except SADSError: continue
-            y.append(r.defective)
-            parts.append(r.part_id)
-        return np.array(x).reshape(-1, 4), np.array(y, bool), parts
-    x, y, parts = look(judged)
+    x, y, parts = _features(data, judged)
     try:
-        if train: return dict(auroc=trivial_baseline(*look(train)[:2], x, y), fitted_on='the training split')
+        if train: return dict(auroc=trivial_baseline(*_features(data, train)[:2], x, y), fitted_on='the training split')
         return dict(auroc=grouped_baseline(x, y, parts), fitted_on='the other parts of these images, in turn')
     except ModuleNotFoundError: return dict(auroc=None, fitted_on='nothing: scikit-learn is not installed')
 
-METRICS = ('detection', 'crops', 'masks', 'pixels', 'localisation', 'images', 'rates', 'probability', 'intervals', 'pod', 'slices', 'suspects') # what every evaluation asks
+def _data_figures(judged, train, unreadable):
+    "How many photographs and parts of each kind the figures rest on"
+    parts, seen = {r.part_id for r in judged}, {r.part_id for r in train}
+    count = lambda k: sum(r.defective is k for r in judged)
+    return dict(images=len(judged), unreadable=unreadable, parts=len(parts), weak=sum(r.weak for r in judged),
+        defective=count(True), good=count(False), unlabelled=count(None), parts_seen_in_training=len(parts & seen))
 
+def _results(metrics, categories):
+    "The figures of each metric, and what they say of each class in one table"
+    figures, classes = {}, {c: {} for c in categories}
+    for kind, m in metrics.items():
+        figures[kind] = m.result()
+        for c, v in figures[kind].pop('classes', {}).items():
+            classes[c] |= {f'{kind}_{k}' if k in classes[c] else k: x for k, x in v.items()}
+    return figures | dict(classes=classes)
+
+def _facts(pipeline):
+    "What a pipeline says of itself"
+    facts = dict(model_version=pipeline.model_version, rules_version=pipeline.rules_version)
+    return facts | (dict(threshold=pipeline.postprocessor.threshold) if hasattr(pipeline, 'postprocessor') else {})
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #aa36b894
+# what every evaluation asks
+METRICS = ('detection', 'crops', 'masks', 'pixels', 'localisation', 'images', 'rates', 'probability', 'intervals',
+    'pod', 'slices', 'suspects')
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #f7dea220
 @dataclass(frozen=True)
 class EvaluationOrchestrator:
     "Judges a pipeline on labelled photographs"
     pipeline: Inspector
     metrics: tuple[str, ...] = METRICS # kinds known to `factory`
     factory: Factory = field(default_factory=lambda: MetricFactory)
-    classify_boxes: Callable[[np.ndarray, np.ndarray], np.ndarray]|None = None # (image uint8 [H, W, 3], boxes [N, 4] original px) -> [N, L] probabilities
+    classify_boxes: Callable[[np.ndarray, np.ndarray],
+        np.ndarray]|None = None # image, boxes [N, 4] px -> [N, L] probabilities
     batch_size: int = 8 # photographs whose score maps are held at a time
 
     def run(
@@ -122,85 +176,120 @@ class EvaluationOrchestrator:
         data:InspectionData,
         image_ids:Sequence[int]|None=None, # Which images; None: all
         *,
-        train_ids:Sequence[int]=(), # The images the models saw: the trivial baseline is fitted on them, and parts they share are reported
-        context:dict[str, Any]|None=None, # What else the report should say: title, split (in words), fingerprint, threshold (as `choose_threshold` explains it), shortcuts (of `shortcut_audit`), notes [str]
+        train_ids:Sequence[int]=(), # The images the models saw: the baseline is fitted on them, shared parts are told
+        context:dict[str, Any]|None=None, # What else the report should say, see below
         progress:Callable[[int, int], None]|None=None, # Called with (images done, images in all)
     ) -> Evaluation:
-        "Every figure on the images asked for; `DataError` on an unknown id or when no image could be judged"
+        """Every figure on the images asked for; `DataError` on an unknown id or when no image could be judged
+
+        The report reads of `context`: title, split (in words), fingerprint, threshold (as `choose_threshold` explains
+        it), shortcuts (of `shortcut_audit`), notes (sentences).
+        """
         by_id = {r.id: r for r in data.images}
         ids = sorted(by_id if image_ids is None else set(image_ids))
         if missing := [i for i in (*ids, *train_ids) if i not in by_id]:
-            raise DataError(f'image {missing[0]} is in the split and not in the data set', where=str(data.root), remedy='Run split again')
-        known = tuple(self.pipeline.categories if hasattr(self.pipeline, 'categories') else self.pipeline.postprocessor.categories)
-        categories = tuple(sorted(set(data.categories)|set(known)))
-        order = [categories.index(c) for c in known]
+            raise DataError(f'image {missing[0]} is in the split and not in the data set', where=str(data.root),
+                remedy='Run split again')
+        categories = tuple(sorted(set(data.categories)|set(self.pipeline.categories)))
         metrics = {k: self.factory({'kind': k}, categories=categories) for k in self.metrics}
-        rows, errors = [], []
-        for start in range(0, len(ids), self.batch_size):
-            records = [by_id[i] for i in ids[start:start + self.batch_size]]
-            answers = self.pipeline.inspect([data.path(r) for r in records])
-            for record, answer in zip(records, answers, strict=True):
-                report, boxes, score_map = _unpack(answer, order)
-                if isinstance(report, SADSError):
-                    errors.append((record.file_name, str(report).replace(str(data.path(record)), record.file_name))) # where the data lie is nobody's business
-                    continue
-                fits = tuple(report.image_size) == (record.width, record.height)
-                if not fits: errors.append((record.file_name, f'the photograph is {report.image_size[0]} x {report.image_size[1]} px, its record says '
-                    f'{record.width} x {record.height}: judged as an image, not by boxes and pixels'))
-                row = Judged(record, report, true_boxes(record, categories) if fits else None, boxes,
-                    true_map(record, categories) if fits else None, score_map)
+        rows, errors = self._judge(data, [by_id[i] for i in ids], categories, metrics, progress)
+        if not rows:
+            raise DataError('not one image could be judged' if ids else 'there is no image to judge',
+                where=str(data.root), remedy=errors[0][1] if errors else 'Enlarge split.test, or name other data')
+        train, judged = [by_id[i] for i in sorted(train_ids)], [r.record for r in rows]
+        figures = _results(metrics, categories) | dict(baseline=_baseline(data, train, judged),
+            data=_data_figures(judged, train, len(ids) - len(rows)))
+        return Evaluation(data, categories, tuple(rows), tuple(errors), figures, _facts(self.pipeline)
+            | (context or {}))
+
+    def _judge(self, data, records, categories, metrics, progress):
+        "Rows without maps, and errors; every metric has then seen every row"
+        rows, errors, done = [], [], 0
+        order = [categories.index(c) for c in self.pipeline.categories]
+        for batch in (records[i:i + self.batch_size] for i in range(0, len(records), self.batch_size)):
+            for record, answer in zip(batch, self.pipeline.inspect([data.path(r) for r in batch]), strict=True):
+                row, error = _row(data, record, answer, categories, order)
+                if error: errors.append((record.file_name, error))
+                if row is None: continue
                 if self.classify_boxes is not None and row.true is not None and len(row.true.boxes):
                     probs = self.classify_boxes(data.photograph(record), row.true.boxes)
                     row = replace(row, true_labels=np.asarray(order)[np.asarray(probs).argmax(-1)])
                 for m in metrics.values(): m.update(row)
                 rows.append(replace(row, class_map=None, score_map=None))
-            if progress is not None: progress(min(start + self.batch_size, len(ids)), len(ids))
-        if not rows: raise DataError('not one image could be judged' if ids else 'there is no image to judge', where=str(data.root),
-            remedy=errors[0][1] if errors else 'Enlarge split.test, or name other data')
-        figures, classes = {}, {c: {} for c in categories}
-        for kind, m in metrics.items():
-            figures[kind] = m.result()
-            for c, v in figures[kind].pop('classes', {}).items(): classes[c] |= {f'{kind}_{k}' if k in classes[c] else k: x for k, x in v.items()}
-        train = [by_id[i] for i in sorted(train_ids)]
-        judged = [r.record for r in rows]
-        parts, seen = {r.part_id for r in judged}, {r.part_id for r in train}
-        figures |= dict(classes=classes, baseline=_baseline(data, train, judged),
-            data=dict(images=len(rows), unreadable=len(ids) - len(rows), parts=len(parts), weak=sum(r.weak for r in judged),
-                defective=sum(r.defective is True for r in judged), good=sum(r.defective is False for r in judged),
-                unlabelled=sum(r.defective is None for r in judged), parts_seen_in_training=len(parts & seen)))
-        facts = dict(model_version=self.pipeline.model_version, rules_version=self.pipeline.rules_version)
-        if hasattr(self.pipeline, 'postprocessor'): facts['threshold'] = self.pipeline.postprocessor.threshold
-        return Evaluation(data, categories, tuple(rows), tuple(errors), figures, facts | (context or {}))
+            done += len(batch)
+            if progress is not None: progress(done, len(records))
+        return rows, errors
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #cf0ff883
-def curve_tables(
-    evaluation:Evaluation,
-) -> dict[str, tuple[tuple[str, ...], list[tuple]]]: # name -> (columns, rows)
-    "roc, pr, operating, reliability, confusion (a row for each true defect that a report touches, misses, or makes up; IoU 0.1), classes, slices, suspects, pod, scores"
-    rows = [r for r in evaluation.rows if r.record.defective is not None]
+def _score_tables(rows):
+    "What each threshold would do, of photographs that somebody labelled"
     y, s = np.array([r.record.defective for r in rows], bool), np.array([r.report.image_score for r in rows], float)
     fpr, tpr, t = roc_points(y, s)
     precision, recall, u = pr_points(y, s)
     v, escaped, overkilled = operating_curve(s, y)
-    bad, good = int(y.sum()), int((~y).sum())
-    share = lambda k, n: k/n if n else [None]*len(k)
-    name = lambda i, none: evaluation.categories[i] if i >= 0 else none
-    columns = sorted({k for c in evaluation.metrics['classes'].values() for k in c})
-    sliced, found, doubted, said = (evaluation.metrics.get(k, {}) for k in ('slices', 'pod', 'suspects', 'probability'))
-    pairs = [p for r in evaluation.rows if r.true is not None for p in named_pairs(r.true, reported_boxes(r.report, evaluation.categories), .1)]
+    def share(k, n): return k/n if n else [None]*len(k)
+    escape, overkill = share(escaped, int(y.sum())), share(overkilled, int((~y).sum()))
     return dict(
         roc=(('fpr', 'tpr', 'threshold'), list(zip(fpr, tpr, t))),
         pr=(('recall', 'precision', 'threshold'), list(zip(recall, precision, u))),
-        operating=(('threshold', 'escape', 'overkill', 'escaped', 'overkilled'), list(zip(v, share(escaped, bad), share(overkilled, good), escaped, overkilled))),
-        confusion=(('actual', 'predicted'), [(name(a, 'nothing'), name(p, 'missed')) for a, p in pairs]),
-        classes=(('class', *columns), [(c, *(d.get(k) for k in columns)) for c, d in evaluation.metrics['classes'].items()]),
-        slices=(('by', 'slice', 'images', 'parts', 'escaped', 'defective_parts', 'overkilled', 'good_parts', 'worse'), [(s['by'], s['slice'], s['images'], s['parts'],
-            s['escape']['count'], s['escape']['of'], s['overkill']['count'], s['overkill']['of'], ' '.join(s['worse'])) for s in sliced.get('table', ())]),
-        suspects=(('image_id', 'file_name', 'part_id', 'label', 'looks', 'score'), [tuple(s.values()) for s in doubted.get('list', ())]),
-        reliability=(('said', 'defective', 'images'), [(b['said'], b['defective'], b['images']) for b in said.get('table', ())]),
+        operating=(('threshold', 'escape', 'overkill', 'escaped', 'overkilled'),
+            list(zip(v, escape, overkill, escaped, overkilled))))
+
+def _confusion_table(rows, categories):
+    "A row for each true defect that a report touches, misses, or makes up"
+    def name(i, none): return categories[i] if i >= 0 else none
+    pairs = [p for r in rows if r.true is not None
+             for p in named_pairs(r.true, reported_boxes(r.report, categories), .1)]
+    return ('actual', 'predicted'), [(name(a, 'nothing'), name(p, 'missed')) for a, p in pairs]
+
+def _slice_row(s):
+    "A slice as a row of the table"
+    counts = [s[what][k] for what in ('escape', 'overkill') for k in ('count', 'of')]
+    return s['by'], s['slice'], s['images'], s['parts'], *counts, ' '.join(s['worse'])
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #f92fba93
+def curve_tables(
+    evaluation:Evaluation,
+) -> dict[str, tuple[tuple[str, ...], list[tuple]]]: # name -> (columns, rows)
+    """Tables: roc, pr, operating, reliability, confusion, classes, slices, suspects, pod, scores
+
+    `confusion` has a row for each true defect that a report touches (IoU 0.1), misses, or makes up.
+    """
+    e, m = evaluation, evaluation.metrics
+    columns = sorted({k for c in m['classes'].values() for k in c})
+    sliced, found, doubted, said = (m.get(k, {}) for k in ('slices', 'pod', 'suspects', 'probability'))
+    return _score_tables([r for r in e.rows if r.record.defective is not None]) | dict(
+        confusion=_confusion_table(e.rows, e.categories),
+        classes=(('class', *columns), [(c, *(d.get(k) for k in columns)) for c, d in m['classes'].items()]),
+        slices=(('by', 'slice', 'images', 'parts', 'escaped', 'defective_parts', 'overkilled', 'good_parts', 'worse'),
+            [_slice_row(s) for s in sliced.get('table', ())]),
+        suspects=(('image_id', 'file_name', 'part_id', 'label', 'predicted', 'score'),
+            [tuple(s.values()) for s in doubted.get('list', ())]),
+        reliability=(('said', 'defective', 'images'),
+            [(b['said'], b['defective'], b['images']) for b in said.get('table', ())]),
         pod=(('size', 'pod', 'size_95'), [(c['size'], c['p'], c['sure']) for c in found.get('curve', ())]),
         scores=(('image_id', 'file_name', 'part_id', 'defective', 'image_score', 'verdict'),
-            [(r.record.id, r.record.file_name, r.record.part_id, r.record.defective, r.report.image_score, r.report.verdict.value) for r in evaluation.rows]))
+            [(r.record.id, r.record.file_name, r.record.part_id, r.record.defective, r.report.image_score,
+              r.report.verdict.value) for r in e.rows]))
+
+# %% ../../nbs/07_evaluation/30_evaluate.ipynb #aac64856
+def threshold_of(
+    evaluation:Evaluation,
+) -> float|None:
+    "The threshold in use, where the evaluation knows it"
+    t = evaluation.context.get('threshold')
+    t = t.get('threshold') if isinstance(t, dict) else t
+    return None if t is None else float(t)
+
+def operating_chart(
+    evaluation:Evaluation,
+) -> str: # SVG; '' without labelled photographs
+    "Escape and overkill of photographs by threshold"
+    rows, t = curve_tables(evaluation)['operating'][1], threshold_of(evaluation)
+    if not rows: return ''
+    column = lambda i: [r[i] for r in rows]
+    return line_chart([('escape', RED, column(0), column(1)), ('overkill', BLUE, column(0), column(2))],
+        x='threshold', y='rate', step=True, mark=None if t is None else (t, 'threshold'))
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #41a985ab
 def _plain(x):
@@ -208,16 +297,19 @@ def _plain(x):
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, (bool, np.bool_)): return bool(x)
     if isinstance(x, (int, np.integer)): return int(x)
-    if isinstance(x, (float, np.floating)): return round(float(x), 6) if np.isfinite(x) else None if np.isnan(x) else str(float(x))
+    if isinstance(x, (float, np.floating)):
+        return round(float(x), 6) if np.isfinite(x) else None if np.isnan(x) else str(float(x))
     return x
 
-def _without_lists(tree): return {k: _without_lists(v) if isinstance(v, dict) else v for k, v in tree.items() if not isinstance(v, (list, tuple))}
+def _without_lists(tree):
+    return {k: _without_lists(v) if isinstance(v, dict) else v for k, v in tree.items() if not isinstance(v,
+        (list, tuple))}
 
 def write_evaluation(
     evaluation:Evaluation,
     folder:Path, # Made if absent
 ) -> Path: # metrics.json
-    "Write metrics.json, plots/*.csv and predictions.jsonl (one report a line) into `folder`; `SADSError` if it is not ours"
+    "Write metrics.json, plots/*.csv and predictions.jsonl (a report a line); `SADSError` if `folder` is not ours"
     folder = Path(folder)
     refuse_foreign(folder/'plots')
     with whole_files(mark(folder)) as new:
@@ -229,41 +321,52 @@ def write_evaluation(
                 w.writerows([['' if v is None else v for v in _plain(row)] for row in rows])
         with open(new/'predictions.jsonl', 'w') as f:
             for r in evaluation.rows:
-                line = dict(image_id=r.record.id, file_name=r.record.file_name, part_id=r.record.part_id, defective=r.record.defective, classes=list(r.record.classes),
+                line = dict(image_id=r.record.id, file_name=r.record.file_name, part_id=r.record.part_id,
+                    defective=r.record.defective, classes=list(r.record.classes),
                     report=r.report.model_dump(mode='json') | {'timings_ms': {}})
                 f.write(json.dumps(line, sort_keys=True) + '\n')
-        (new/'metrics.json').write_text(json.dumps(_plain(_without_lists(evaluation.metrics)), sort_keys=True, indent=1) + '\n')
+        (new/'metrics.json').write_text(json.dumps(_plain(_without_lists(evaluation.metrics)), sort_keys=True,
+            indent=1) + '\n')
     return folder/'metrics.json'
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #6237dd75
+def _rate_figures(rates):
+    "Escape and overkill in words, by image and by part"
+    out = []
+    for level, thing in (('image', 'images'), ('part', 'parts')):
+        r = rates[level]
+        failed = f"; {r['false_fail']['count']} of them as FAIL" if r['overkill']['count'] else ''
+        out += [(f'escape by {level}', rate_text(r['escape'], f'defective {thing}', 'passed')),
+            (f'overkill by {level}', rate_text(r['overkill'], f'good {thing}', 'were stopped') + failed)]
+    return out
+
 def summary(
     metrics:Mapping[str, Any], # As metrics.json holds them
 ) -> list[tuple[str, str]]: # name of the figure, its value in words
     "The figures a person asks for first"
-    m, show = metrics, lambda v: 'not defined' if v is None else f'{v:.3f}'
-    get = lambda kind, key: show(m[kind].get(key)) if kind in m else 'not computed'
-    d = m['data']
-    out = [('images', f"{d['images']} of {d['parts']} parts: {d['defective']} defective, {d['good']} good, {d['unlabelled']} unlabelled" +
-        (f", {d['unreadable']} unreadable" if d['unreadable'] else ''))]
-    if 'rates' in m:
-        for level, thing in (('image', 'images'), ('part', 'parts')):
-            r = m['rates'][level]
-            out += [(f'escape by {level}', rate_text(r['escape'], f'defective {thing}', 'passed')),
-                (f'overkill by {level}', rate_text(r['overkill'], f'good {thing}', 'were stopped') + (f"; {r['false_fail']['count']} of them as FAIL" if r['overkill']['count'] else ''))]
-    matched = f" ({get('images', 'size_matched_auroc')} on {m['images']['size_matched_pairs']} pairs of equal size)" if 'images' in m else ''
-    between = lambda k: f", 95 % {x['low']:.3f} to {x['high']:.3f}" if (x := m.get('intervals', {}).get(k, {})).get('low') is not None else ''
-    return out + [('image AUROC', get('images', 'auroc') + between('auroc') + matched),
+    m, d = metrics, metrics['data']
+    def get(kind, key): return figure(m[kind].get(key)) if kind in m else 'not computed'
+    def both(kind, a, b): return f'{get(kind, a)} / {get(kind, b)}'
+    def told(kind, key): return str(m[kind][key]) if kind in m else 'not computed'
+    def between(key):
+        x = m.get('intervals', {}).get(key, {})
+        return '' if x.get('low') is None else f", 95 % {x['low']:.3f} to {x['high']:.3f}"
+    unread = f", {d['unreadable']} unreadable" if d['unreadable'] else ''
+    matched = f" ({get('images', 'size_matched_auroc')} on {told('images', 'size_matched_pairs')} pairs of equal size)"
+    return [('images', f"{d['images']} of {d['parts']} parts: {d['defective']} defective, {d['good']} good, "
+            f"{d['unlabelled']} unlabelled{unread}"),
+        *(_rate_figures(m['rates']) if 'rates' in m else ()),
+        ('image AUROC', get('images', 'auroc') + between('auroc') + (matched if 'images' in m else '')),
         ('image AP / best F1', f"{get('images', 'ap')}{between('ap')} / {get('images', 'f1_max')}"),
-        ('PG5 / PB5', f"{get('images', 'pg5')} of the good pass while 5 % of the defective slip through / {get('images', 'pb5')} of the defective are caught while 5 % of the good are stopped"),
-        ('calibration error (ECE) / Brier', f"{get('probability', 'ece')} / {get('probability', 'brier')}, {get('probability', 'brier_of_share')} for saying the same of every photograph"),
-        ('trivial baseline AUROC', show(m['baseline']['auroc'])),
-        ('detector mAP@0.5 / @0.5:0.95', f"{get('detection', 'map50')} / {get('detection', 'map50_95')}"),
-        ('cascade mAP@0.5 / @0.5:0.95', f"{get('detection', 'cascade_map50')} / {get('detection', 'cascade_map50_95')}"),
-        ('class accuracy / macro-F1', f"{get('crops', 'accuracy')} / {get('crops', 'macro_f1')}"),
+        ('PG5 / PB5', f"{get('images', 'pg5')} of the good pass while 5 % of the defective slip through / "
+            f"{get('images', 'pb5')} of the defective are caught while 5 % of the good are stopped"),
+        ('calibration error (ECE) / Brier', f"{both('probability', 'ece', 'brier')}, "
+            f"{get('probability', 'brier_of_share')} for saying the same of every photograph"),
+        ('trivial baseline AUROC', figure(m['baseline']['auroc'])),
+        ('detector mAP@0.5 / @0.5:0.95', both('detection', 'map50', 'map50_95')),
+        ('cascade mAP@0.5 / @0.5:0.95', both('detection', 'cascade_map50', 'cascade_map50_95')),
+        ('class accuracy / macro-F1', both('crops', 'accuracy', 'macro_f1')),
         ('class accuracy on true boxes', get('crops', 'true_box_accuracy')),
-        ('mask IoU / Dice', f"{get('masks', 'iou')} / {get('masks', 'dice')}"),
-        ('pixel AP', get('pixels', 'ap') + between('pixel_ap')),
-        ('AUPRO / AUPIMO', f"{get('localisation', 'aupro')} / {get('localisation', 'aupimo')}"),
-        ('detection by size', m['pod']['text'] if 'pod' in m else 'not computed'),
-        ('slices that are worse', m['slices']['text'] if 'slices' in m else 'not computed'),
-        ('suspect labels', str(m['suspects']['suspects']) if 'suspects' in m else 'not computed')]
+        ('mask IoU / Dice', both('masks', 'iou', 'dice')), ('pixel AP', get('pixels', 'ap') + between('pixel_ap')),
+        ('AUPRO / AUPIMO', both('localisation', 'aupro', 'aupimo')), ('detection by size', told('pod', 'text')),
+        ('slices that are worse', told('slices', 'text')), ('suspect labels', told('suspects', 'suspects'))]

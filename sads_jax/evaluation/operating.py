@@ -29,17 +29,18 @@ from .metrics import Judged, MetricFactory
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #b81199b0
 def clopper_pearson(
-    k:int, # How often it happened
+    k:int|np.ndarray, # How often it happened; int [...] gives arrays
     n:int, # Out of how many
     conf:float=.95, # Confidence
-) -> tuple[float, float]: # Lowest and highest rate that the count is compatible with; (0, 1) when n is 0
-    "Exact interval of a rate; `ValueError` unless 0 <= k <= n and 0 < conf < 1"
-    if not 0 <= k <= n: raise ValueError(f'{k} out of {n} is no count')
+) -> tuple[float, float]|tuple[np.ndarray, np.ndarray]: # Lowest and highest compatible rate; 0 and 1 when n is 0
+    "Exact interval of a rate, from beta quantiles; `ValueError` unless 0 <= k <= n and 0 < conf < 1"
+    counts = np.asarray(k)
+    if counts.size and not (0 <= counts.min() and counts.max() <= n): raise ValueError(f'{k} out of {n} is no count')
     if not 0 < conf < 1: raise ValueError(f'a confidence lies between 0 and 1, not at {conf}')
     a = (1 - conf)/2
-    low = 0. if k == 0 else float(beta.ppf(a, k, n - k + 1))
-    high = 1. if k == n else float(beta.ppf(1 - a, k + 1, n - k))
-    return low, high
+    low = np.where(counts == 0, 0., beta.ppf(a, counts, n - counts + 1))
+    high = np.where(counts == n, 1., beta.ppf(1 - a, counts + 1, n - counts))
+    return (low, high) if counts.ndim else (float(low), float(high))
 
 def rate(
     k:int, # How often it happened
@@ -58,7 +59,8 @@ def rate_text(
 ) -> str: # One sentence without a full stop
     "Counts first, then the rate and what it may be"
     if not r['of']: return f'no {things} were there to judge'
-    return f"{r['count']} of {r['of']} {things} {did} ({r['rate']:.1%}; the true rate lies between {r['low']:.1%} and {r['high']:.1%})"
+    between = f"the true rate lies between {r['low']:.1%} and {r['high']:.1%}"
+    return f"{r['count']} of {r['of']} {things} {did} ({r['rate']:.1%}; {between})"
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #a92b1e1b
 def _cuts(scores):
@@ -71,7 +73,7 @@ def operating_curve(
     scores:Sequence[float], # [N], image scores
     defective:Sequence[bool], # [N]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # threshold [T] rising, escaped [T], overkilled [T] (counts)
-    "How many defective images score below each threshold and how many good ones do not; by the score alone, before any rule"
+    "How many defective images score below each threshold and how many good ones do not, before any rule"
     scores, defective = np.asarray(scores, float), np.asarray(defective, bool)
     if not len(scores): return np.zeros(0), np.zeros(0, int), np.zeros(0, int)
     t = _cuts(scores)
@@ -97,11 +99,13 @@ def by_part(
     "The score that decides over each part"
     if views not in ('each', 'all'): raise ValueError(f"views are 'each' or 'all', not {views!r}")
     rows:dict[str, list] = {}
-    for s, d, p, v in zip(scores, defective, parts, severities or ['critical']*len(parts), strict=True): rows.setdefault(p, []).append((float(s), bool(d), v))
+    for s, d, p, v in zip(scores, defective, parts, severities or ['critical']*len(parts), strict=True):
+        rows.setdefault(p, []).append((float(s), bool(d), v))
     def one(photos):
         bad = [(s, v) for s, d, v in photos if d]
         if not bad: return max(s for s, _, _ in photos), False, ''
-        return (min(s for s, _ in bad) if views == 'each' else max(s for s, _, _ in photos)), True, min((v for _, v in bad), key=_WORSE.index)
+        return (min(s for s, _ in bad) if views == 'each' else max(s for s, _, _ in photos)), True, min((v
+            for _, v in bad), key=_WORSE.index)
     s, d, v = zip(*map(one, rows.values())) if rows else ((), (), ())
     return PartScores(np.array(s, float), np.array(d, bool), np.array(v, str))
 
@@ -111,12 +115,15 @@ def escapes_allowed(
     max_escape:float, # Alpha, 0..1
     severity:str='critical', # Named in the error
 ) -> int: # How many of the n may fall below the threshold
-    "What conformal risk control allows; `DataError` below the floor of 1/(n+1), with the number of parts that are missing"
+    "What conformal risk control allows; `DataError` below the floor of 1/(n+1), saying how many parts are missing"
     allowed = math.floor(max_escape*(n + 1) + 1e-9) - 1
     if allowed < 0:
         need = math.ceil(1/max_escape - 1e-9) - 1
-        raise DataError(f'{n} labelled defective parts ({severity}) certify an escape rate of {1/(n + 1):.1%} at best, not {max_escape:.1%}', where='the calibration split',
-            remedy=f'Label {need - n} more such parts for calibration ({need} in all), or ask for no less than {math.ceil(1000/(n + 1))/10:g} %')
+        raise DataError(
+            f'{n} labelled defective parts ({severity}) certify an escape rate of {1/(n + 1):.1%} at best, not '
+            f'{max_escape:.1%}', where='the calibration split',
+            remedy=f'Label {need - n} more such parts for calibration ({need} in all), or ask for no less than '
+            f'{math.ceil(1000/(n + 1))/10:g} %')
     return min(allowed, n)
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #4035f9fc
@@ -128,56 +135,94 @@ def _promise(severity, max_escape, part, cuts):
     return dict(severity=severity, max_escape=max_escape, threshold=t, parts=len(bad), allowed=allowed,
         escape=rate(int((bad < t).sum()), len(bad)), overkill=rate(int((good >= t).sum()), len(good)))
 
+def _need(there, what, kind):
+    "`DataError` unless a kind of threshold has the images or parts it is chosen by"
+    if there: return
+    raise DataError(f'threshold kind {kind!r} needs {what} and there are none', where='the calibration split',
+        remedy='Add such images, enlarge split.calibration, or set decision.threshold.kind to fixed')
+
+def _guaranteed(spec, scores, part):
+    "Threshold, reason and promises of kind guarantee"
+    cuts = _cuts(scores) if len(scores) else np.zeros(1)
+    promises = [_promise(s, spec.max_escape[s], part, cuts) for s in _WORSE if s in spec.max_escape]
+    if not promises:
+        raise DataError('no severity is promised anything', where='decision.threshold.max_escape',
+            remedy='Give e.g. max_escape: {critical: 0.05}')
+    told = ', '.join(f"{p['max_escape']:.1%} of the {p['severity']} ones ({p['allowed']} of {p['parts']} calibration "
+                     f"parts)" for p in promises)
+    how = f'so that of new defective parts no more than {told} pass on average; by conformal risk control'
+    return min(p['threshold'] for p in promises), how, promises
+
+def _cheapest(spec, cuts, part):
+    "Index and reason of the cut with the least expected cost of a part"
+    bad, good = np.sort(part.scores[part.defective]), np.sort(part.scores[~part.defective])
+    _need(len(good), 'good parts', 'cost')
+    escape, overkill = np.searchsorted(bad, cuts)/len(bad), 1 - np.searchsorted(good, cuts)/len(good)
+    cost = spec.escape*spec.defective*escape + spec.overkill*(1 - spec.defective)*overkill
+    i = int(cost.argmin())
+    return i, (f'the least cost, {cost[i]:.4g} a part, where an escape costs {spec.escape:g}, overkill '
+               f'{spec.overkill:g} and {spec.defective:.1%} of the parts are defective')
+
+# %% ../../nbs/07_evaluation/20_operating.ipynb #a609658c
+def _along_curve(spec, scores, defective, part):
+    "Threshold and reason of the kinds f1, escape, overkill and cost"
+    kind, n_bad, n_good = spec.kind, int(defective.sum()), int((~defective).sum())
+    needed = {'f1': (n_bad, 'defective'), 'escape': (n_bad, 'defective'), 'overkill': (n_good, 'good'),
+        'cost': (min(n_bad, n_good), 'good and defective')}
+    if kind not in needed:
+        raise DataError(f'no way to choose a threshold of kind {kind!r}', where='decision.threshold',
+            remedy='It is fixed, f1, escape, overkill, cost or guarantee')
+    _need(needed[kind][0], f'{needed[kind][1]} images', kind)
+    cuts, escaped, overkilled = operating_curve(scores, defective)
+    if kind == 'f1':
+        f1 = 2*(n_bad - escaped)/np.maximum(2*n_bad - escaped + overkilled, 1)
+        i, how = int(f1.argmax()), 'the best F1' # of equals the lowest: fewest escapes
+    elif kind == 'escape':
+        i = int(np.flatnonzero(escaped <= spec.max_escape*n_bad + 1e-9)[-1])
+        how = f'the highest score with at most {spec.max_escape:.1%} of the defective images below it'
+    elif kind == 'overkill':
+        i = int(np.flatnonzero(overkilled <= spec.max_overkill*n_good + 1e-9)[0])
+        how = f'the lowest score with at most {spec.max_overkill:.1%} of the good images above it'
+    else: i, how = _cheapest(spec, cuts, part)
+    return float(cuts[i]), how
+
+# %% ../../nbs/07_evaluation/20_operating.ipynb #d1d68458
 def choose_threshold(
     spec:ThresholdSpec, # decision.threshold of params.yaml
     scores:Sequence[float], # [N], image scores of the calibration images, 0..1
     defective:Sequence[bool], # [N]
     parts:Sequence[str]|None=None, # [N], part of each; default: each its own
     severities:Sequence[str]|None=None, # [N], the worst that each defective image shows; default: critical
-) -> tuple[float, dict[str, Any]]: # the threshold; kind, threshold, images, escape, overkill (of images: counts, rates, intervals), parts (the same of parts), f1, promises (a row for each of kind guarantee) and a sentence
-    "The score from which on an image is suspected, and why; `DataError` where the kind needs images or parts that are not there"
+) -> tuple[float, dict[str, Any]]: # the threshold, and how it was chosen
+    """The score from which on an image is suspected, and why; `DataError` where images or parts are missing
+
+    How: `kind`, `threshold`, `images`, `escape` and `overkill` of images (counts, rates, intervals), `parts` (the same
+    of parts), `f1`, `promises` (a row for each severity of kind guarantee) and a sentence, `text`.
+    """
     scores, defective = np.asarray(scores, float), np.asarray(defective, bool)
     if scores.shape != defective.shape: raise ValueError(f'{scores.shape} scores, {defective.shape} labels')
-    if not np.isfinite(scores).all(): raise DataError('an image score is not a number', where='the calibration split', remedy='Check the training curves')
-    n_bad, n_good, kind, promises = int(defective.sum()), int((~defective).sum()), spec.kind, []
-    need = {'f1': (n_bad, 'defective'), 'escape': (n_bad, 'defective'), 'overkill': (n_good, 'good'), 'cost': (min(n_bad, n_good), 'good and defective')}
-    if kind in need and not need[kind][0]:
-        raise DataError(f'threshold kind {kind!r} needs {need[kind][1]} images and there are none', where='the calibration split',
-            remedy='Add such images, enlarge split.calibration, or set decision.threshold.kind to fixed')
-    part = by_part(scores, defective, parts if parts is not None else list(range(len(scores))), severities, getattr(spec, 'views', 'each'))
-    if kind == 'fixed': threshold, how = float(spec.score), 'set by hand'
-    elif kind == 'guarantee':
-        cuts = _cuts(scores) if len(scores) else np.zeros(1)
-        promises = [_promise(s, spec.max_escape[s], part, cuts) for s in _WORSE if s in spec.max_escape]
-        if not promises: raise DataError('no severity is promised anything', where='decision.threshold.max_escape', remedy='Give e.g. max_escape: {critical: 0.05}')
-        threshold = min(p['threshold'] for p in promises)
-        how = 'so that of new defective parts no more than ' + ', '.join(f"{p['max_escape']:.1%} of the {p['severity']} ones ({p['allowed']} of {p['parts']} calibration parts)" for p in promises) + ' pass on average; by conformal risk control'
-    else:
-        t, escaped, overkilled = operating_curve(scores, defective)
-        if kind == 'f1':
-            f1 = 2*(n_bad - escaped)/np.maximum(2*n_bad - escaped + overkilled, 1)
-            i, how = int(f1.argmax()), 'the best F1' # of equals the lowest: fewest escapes
-        elif kind == 'escape':
-            i = int(np.flatnonzero(escaped <= spec.max_escape*n_bad + 1e-9)[-1])
-            how = f'the highest score with at most {spec.max_escape:.1%} of the defective images below it'
-        elif kind == 'overkill':
-            i = int(np.flatnonzero(overkilled <= spec.max_overkill*n_good + 1e-9)[0])
-            how = f'the lowest score with at most {spec.max_overkill:.1%} of the good images above it'
-        elif kind == 'cost':
-            bad, good = np.sort(part.scores[part.defective]), np.sort(part.scores[~part.defective])
-            if not len(good): raise DataError("threshold kind 'cost' needs good parts and there are none", where='the calibration split', remedy='Add such parts')
-            cost = spec.escape*spec.defective*np.searchsorted(bad, t)/len(bad) + spec.overkill*(1 - spec.defective)*(1 - np.searchsorted(good, t)/len(good))
-            i = int(cost.argmin())
-            how = f'the least cost, {cost[i]:.4g} a part, where an escape costs {spec.escape:g}, overkill {spec.overkill:g} and {spec.defective:.1%} of the parts are defective'
-        else: raise DataError(f'no way to choose a threshold of kind {kind!r}', where='decision.threshold', remedy='It is fixed, f1, escape, overkill, cost or guarantee')
-        threshold = float(t[i])
+    if not np.isfinite(scores).all():
+        raise DataError('an image score is not a number', where='the calibration split',
+            remedy='Check the training curves')
+    names = parts if parts is not None else list(range(len(scores)))
+    part, promises = by_part(scores, defective, names, severities, getattr(spec, 'views', 'each')), []
+    if spec.kind == 'fixed': threshold, how = float(spec.score), 'set by hand'
+    elif spec.kind == 'guarantee': threshold, how, promises = _guaranteed(spec, scores, part)
+    else: threshold, how = _along_curve(spec, scores, defective, part)
+    return threshold, _explained(spec.kind, threshold, how, scores, defective, part, promises)
+
+def _explained(kind, threshold, how, scores, defective, part, promises):
+    "What a threshold means on the calibration split, in figures and in a sentence"
+    n_bad, n_good = int(defective.sum()), int((~defective).sum())
     e, o = int((scores[defective] < threshold).sum()), int((scores[~defective] >= threshold).sum())
-    best = 2*(n_bad - e)/(2*n_bad - e + o) if n_bad else None
     bad, good = part.scores[part.defective], part.scores[~part.defective]
-    counted = dict(escape=rate(int((bad < threshold).sum()), len(bad)), overkill=rate(int((good >= threshold).sum()), len(good)))
-    text = (f'Threshold {threshold:.4f} ({how}). On the calibration images {e} of {n_bad} defective score below it and {o} of {n_good} good ones do not. '
-        f"By part: {rate_text(counted['escape'], 'defective parts', 'pass')}, {rate_text(counted['overkill'], 'good parts', 'are stopped')}.")
-    return threshold, dict(kind=kind, threshold=threshold, images=len(scores), escape=rate(e, n_bad), overkill=rate(o, n_good), parts=counted, f1=best,
+    counted = dict(escape=rate(int((bad < threshold).sum()), len(bad)),
+        overkill=rate(int((good >= threshold).sum()), len(good)))
+    text = (f'Threshold {threshold:.4f} ({how}). On the calibration images {e} of {n_bad} defective score below it and '
+        f"{o} of {n_good} good ones do not. By part: {rate_text(counted['escape'], 'defective parts', 'pass')}, "
+        f"{rate_text(counted['overkill'], 'good parts', 'are stopped')}.")
+    return dict(kind=kind, threshold=threshold, images=len(scores), escape=rate(e, n_bad), overkill=rate(o, n_good),
+        parts=counted, f1=2*(n_bad - e)/(2*n_bad - e + o) if n_bad else None,
         **({'promises': promises} if promises else {}), text=text)
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #ce6a6fef
@@ -187,7 +232,7 @@ def choose_limit(
     parts:Sequence[str], # [N], part of each
     clean:Sequence[bool], # [N], whether the image would pass without this limit
     what:str='anomaly', # What is far away, for the sentence
-) -> tuple[float|None, dict[str, Any]]: # The limit, or None where there are too few parts; limit, how, parts, beyond (a `rate`) and a sentence
+) -> tuple[float|None, dict[str, Any]]: # The limit, None with too few parts; limit, how, parts, beyond (a `rate`), text
     "The distance that at most `share` of new good parts should exceed, and why"
     far = {p: 0. for p in parts}
     for d, p, ok in zip(distances, parts, clean, strict=True):
@@ -197,11 +242,15 @@ def choose_limit(
     limit, how = None, 'none: there are too few good calibration parts that pass'
     if k >= 0 and len(logs): limit, how = float(ranked[min(k, len(logs) - 1)]), 'by rank'
     elif share > 0 and len(logs) > 1:
-        limit = float(np.exp(logs.mean() + student.ppf(1 - share, len(logs) - 1)*logs.std(ddof=1)*np.sqrt(1 + 1/len(logs))))
+        limit = float(np.exp(logs.mean() + student.ppf(1 - share, len(logs) - 1)*logs.std(ddof=1)*np.sqrt(1
+            + 1/len(logs))))
         how = 'as a log-normal prediction, since so few parts cannot tell by rank'
     beyond = rate(0 if limit is None else int((ranked > limit).sum()), n)
-    text = f'No limit on the {what} ({how}).' if limit is None else f'Clean parts go to REVIEW beyond a distance ({what}) of {limit:.4f} from good ones, chosen so that ' + \
-        f'at most {share:.1%} of new good parts should ({how}). So do {beyond["count"]} of {n} good calibration parts.'
+    text = f'No limit on the {what} ({how}).'
+    if limit is not None:
+        text = (f'Clean parts go to REVIEW beyond a distance ({what}) of {limit:.4f} from good ones, chosen so that at '
+            f'most {share:.1%} of new good parts should ({how}). So do {beyond["count"]} of {n} good calibration '
+            'parts.')
     return limit, dict(limit=limit, how=how, parts=n, beyond=beyond, text=text)
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #b6f8d368
@@ -210,16 +259,18 @@ def escape_overkill(
     defective:Sequence[bool|None], # [N]; None = nobody knows: such images are left out
     parts:Sequence[str], # [N], part of each image
 ) -> dict[str, Any]: # image, part: escape, overkill, false_fail, review (`rate`s); part_all_views: escape
-    "Escape and overkill by image and by part, with exact 95 % intervals and counts; a part with any defective image is defective"
+    "Escape and overkill by image and by part, with 95 % intervals; a part with any defective image is defective"
     rows = [(Verdict(v), bool(d), p) for v, d, p in zip(verdicts, defective, parts, strict=True) if d is not None]
     bad, good = [v for v, d, _ in rows if d], [v for v, d, _ in rows if not d]
     is_pass, is_fail = (lambda v: v == Verdict.PASS), (lambda v: v == Verdict.FAIL)
     count = lambda f, x: rate(sum(map(f, x)), len(x))
     by = {}
     for v, d, p in rows: by.setdefault(p, []).append((v, d))
-    bad_parts, good_parts = [x for x in by.values() if any(d for _, d in x)], [x for x in by.values() if not any(d for _, d in x)]
+    bad_parts, good_parts = [x for x in by.values() if any(d for _, d in x)], [x for x in by.values()
+        if not any(d for _, d in x)]
     return dict(
-        image=dict(escape=count(is_pass, bad), overkill=count(lambda v: not is_pass(v), good), false_fail=count(is_fail, good),
+        image=dict(escape=count(is_pass, bad), overkill=count(lambda v: not is_pass(v), good),
+        false_fail=count(is_fail, good),
             review=count(lambda v: v == Verdict.REVIEW, bad + good)),
         part=dict(escape=count(lambda x: any(is_pass(v) for v, d in x if d), bad_parts),
             overkill=count(lambda x: any(not is_pass(v) for v, _ in x), good_parts),
@@ -238,7 +289,7 @@ class RatesMetric:
         self.rows.append((row.report.verdict, row.record.defective, row.record.part_id, frozenset(row.record.classes)))
 
     def result(self) -> dict[str, Any]:
-        "As `escape_overkill`, and verdicts (counts of all images); per class images and escaped, of the defective images that show it"
+        "As `escape_overkill`, and `verdicts` (counts); per class `images` and `escaped` of those that show it"
         v, d, p, c = zip(*self.rows) if self.rows else ((), (), (), ())
         shown = {k: [x for x, y, z in zip(v, d, c) if y and k in z] for k in self.categories}
         return dict(**escape_overkill(v, d, p), verdicts={k.value: sum(x == k for x in v) for k in Verdict},
@@ -271,14 +322,20 @@ def read_calibration(
 ) -> list[CalibrationRow]:
     "What `write_calibration` wrote; `DataError` naming the line that can't be read"
     try: lines = list(csv.reader(Path(path).read_text().splitlines()))
-    except FileNotFoundError as e: raise DataError('no such file', where=path, remedy='The bundle was written by an older release: run calibrate again') from e
-    if not lines or tuple(lines[0]) != _COLUMNS: raise DataError(f"the columns must be {', '.join(_COLUMNS)}", where=path)
+    except FileNotFoundError as e:
+        raise DataError('no such file', where=path,
+            remedy='The bundle was written by an older release: run calibrate again') from e
+    if not lines or tuple(lines[0]) != _COLUMNS:
+        raise DataError(f"the columns must be {', '.join(_COLUMNS)}", where=path)
     out = []
     for i, line in enumerate(lines[1:], 2):
         try:
             image, part, bad, classes, score = line
-            out.append(CalibrationRow(image, part, {'0': False, '1': True}[bad], tuple(c for c in classes.split('|') if c), float(score)))
-        except (ValueError, KeyError) as e: raise DataError('not a row of five columns with defective 0 or 1 and a number as score', where=f'{path}, line {i}') from e
+            out.append(CalibrationRow(image, part, {'0': False, '1': True}[bad],
+                tuple(c for c in classes.split('|') if c), float(score)))
+        except (ValueError, KeyError) as e:
+            raise DataError('not a row of five columns with defective 0 or 1 and a number as score',
+                where=f'{path}, line {i}') from e
     return out
 
 def worst_severity(

@@ -1,4 +1,16 @@
-"""How large a defect must be before it is found nine times in ten, and how sure we are of that
+r"""How large a defect must be before it is found nine times in ten, and how sure we are of that
+
+The question of every inspection of critical parts, asked as MIL-HDBK-1823A asks it of hit/miss data:
+
+* the chance to find a defect of size $a$ is $\mathrm{POD}(a) = \mathrm{logit}^{-1}(\beta_0 + \beta_1 \ln a)$, fitted
+  by maximum likelihood;
+* **a90** is the size found nine times in ten; **a90/95** is its upper 95 % bound by the likelihood ratio: 'with 95 %
+  confidence,
+  nine of ten defects of this size are found';
+* sizes are largest extents (`max_feret`) in px of the photograph; a defect is found if a reported one overlaps it
+  (IoU 0.1).
+
+The handbook wants independent targets. Photographs of one part are not, so each weighs one over their number.
 
 Docs: https://sads-jax.github.io/sads_jax/07_evaluation/pod.html.md"""
 
@@ -34,7 +46,7 @@ def fit_pod(
     size:np.ndarray, # float [N], > 0
     hit:np.ndarray, # bool [N]
     weight:np.ndarray|None=None, # float [N]; ones if absent
-) -> PodFit|None: # None where no curve has the greatest likelihood: all hit, none hit, cleanly divided, or all of one size
+) -> PodFit|None: # None without a best curve: all hit, none hit, cleanly divided, or all of one size
     "Maximum-likelihood logistic curve of hit against ln(size)"
     x, hit = np.log(np.asarray(size, float)), np.asarray(hit, bool)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, float)
@@ -78,11 +90,14 @@ def pod_bound(
     if a is None: return None
     drop, target = chi2.ppf(2*conf - 1, 1)/2, logit(p)
     def short(at): # how far the best curve through (at, p) falls short of what is still compatible
-        slope = minimize(lambda b: -_log_likelihood(target + b[0]*(x - at), hit, w), [fit.slope], jac=lambda b: np.array([-(w*(hit - expit(target + b[0]*(x - at)))) @ (x - at)]), method='BFGS', options=dict(gtol=1e-9))
+        slope = minimize(lambda b: -_log_likelihood(target + b[0]*(x - at), hit, w), [fit.slope],
+            jac=lambda b: np.array([-(w*(hit - expit(target + b[0]*(x - at)))) @ (x - at)]), method='BFGS',
+            options=dict(gtol=1e-9))
         return fit.log_likelihood + slope.fun - drop
     low, far = np.log(a), max(x.max(), np.log(a))
     for reach in (.25, .5, 1, 2, 4, 8):
-        if short(low + reach*(far - low + 1)) > 0: return float(np.exp(brentq(short, low, low + reach*(far - low + 1), xtol=1e-9)))
+        if short(low + reach*(far - low + 1)) > 0:
+            return float(np.exp(brentq(short, low, low + reach*(far - low + 1), xtol=1e-9)))
     return None
 
 # %% ../../nbs/07_evaluation/22_pod.ipynb #6d193c42
@@ -97,7 +112,8 @@ _LEVELS = (.05, .1, .2, .3, .4, .5, .6, .7, .8, .85, .9, .95)
 @MetricFactory.register('pod')
 class PodMetric:
     "Probability of detection against the defect's size, with a90 and a90/95"
-    def __init__(self, *, categories:Sequence[str], touch:float=.1): # `touch`: overlap (IoU) from which a reported defect counts as found
+    def __init__(self, *, categories:Sequence[str],
+        touch:float=.1): # `touch`: overlap (IoU) from which a reported defect counts as found
         self.categories, self.touch, self.rows, self.photographs = tuple(categories), touch, [], {}
 
     def update(self, row:Judged):
@@ -110,7 +126,10 @@ class PodMetric:
         self.rows += [(a, k >= 0, part) for a, k in zip(defect_lengths(row.record), match) if a > 0]
 
     def result(self) -> dict[str, Any]:
-        "defects, found, parts, a50, a90, a90_95 [px] (None with a reason in `text`), curve (probability, size, size with 95 % confidence), defect sizes"
+        """`defects`, `found`, `parts`; `a50`, `a90`, `a90_95` [px]; `curve`, `sizes`, `text`
+
+        The three sizes are None with a reason in `text`; `curve` holds p, size, and size with 95 % confidence.
+        """
         size, hit = np.array([r[0] for r in self.rows], float), np.array([r[1] for r in self.rows], bool)
         weight = np.array([1/self.photographs[r[2]] for r in self.rows])
         parts = len({r[2] for r in self.rows})
@@ -121,9 +140,15 @@ class PodMetric:
             a90, bound = next((c['size'], c['sure']) for c in curve if c['p'] == .9)
             if a90 > 4*size.max(): a90 = bound = None # far beyond anything seen
         if not len(size): text = 'no outlined defect was there'
-        elif a90 is not None: text = f'a90 {a90:.3g} px; a90/95 ' + (f'{bound:.3g} px' if bound is not None else 'not defined: too few defects') + f', from {len(size)} defects of {parts} parts' + (f'; beyond the largest that was there, {size.max():.3g} px' if a90 > size.max() else '')
-        elif fit is None: text = f'no curve: {int(hit.sum())} of {len(hit)} defects were found' + ('' if hit.all() or not hit.any() else ', divided cleanly by their size')
+        elif a90 is not None:
+            text = f'a90 {a90:.3g} px; a90/95 ' + (f'{bound:.3g} px' if bound is not None else
+                'not defined: too few defects') + f', from {len(size)} defects of {parts} parts' + (
+                f'; beyond the largest that was there, {size.max():.3g} px' if a90 > size.max() else '')
+        elif fit is None:
+            text = f'no curve: {int(hit.sum())} of {len(hit)} defects were found' + ('' if hit.all() or not hit.any()
+                else ', divided cleanly by their size')
         elif fit.slope <= 0: text = 'no a90: larger defects are not found more often'
         else: text = f'no a90: it would lie far beyond the largest defect seen ({size.max():.3g} px)'
-        return dict(defects=len(size), found=int(hit.sum()), parts=parts, a50=pod_size(fit, .5) if curve else None, a90=a90, a90_95=bound, text=text,
+        return dict(defects=len(size), found=int(hit.sum()), parts=parts, a50=pod_size(fit, .5) if curve else None,
+            a90=a90, a90_95=bound, text=text,
             curve=curve, sizes=[dict(size=float(a), found=bool(h)) for a, h in sorted(zip(size, hit))])

@@ -27,8 +27,8 @@ def fit_probability(
     kind:str, # platt or isotonic; decision.probability of params.yaml
     scores:Sequence[float], # [N], image scores of the calibration photographs, 0..1
     defective:Sequence[bool], # [N]
-) -> tuple[tuple[float, ...], tuple[float, ...]]|None: # Rising scores [T] and their probabilities [T], to interpolate; None where only one kind of photograph is there
-    "The curve from score to probability (Platt 1999 with his softened targets; Zadrozny and Elkan 2002). It never falls, and never says 0 or 1"
+) -> tuple[tuple[float, ...], tuple[float, ...]]|None: # Rising scores [T], probabilities [T]; None for one kind only
+    "The curve from score to probability (Platt 1999; Zadrozny and Elkan 2002); it never falls nor says 0 or 1"
     s, y = np.asarray(scores, float), np.asarray(defective, bool)
     n, bad = len(y), int(y.sum())
     if not 0 < bad < n: return None
@@ -44,8 +44,11 @@ def fit_probability(
         from sklearn.isotonic import IsotonicRegression
         fit = IsotonicRegression(y_min=1/(n + 2), y_max=1 - 1/(n + 2)).fit(s, y)
         at, p = fit.X_thresholds_, fit.y_thresholds_
-    else: raise DataError(f'no way to a probability of kind {kind!r}', where='decision.probability', remedy='It is platt, isotonic or none')
-    return tuple(round(float(v), 6) for v in at), tuple(round(float(v), 6) for v in np.clip(p, 1e-6, 1 - 1e-6))  # a steep curve rounds to neither 0 nor 1
+    else:
+        raise DataError(f'no way to a probability of kind {kind!r}', where='decision.probability',
+            remedy='It is platt, isotonic or none')
+    inside = np.clip(p, 1e-6, 1 - 1e-6) # a steep curve rounds to neither 0 nor 1
+    return tuple(round(float(v), 6) for v in at), tuple(round(float(v), 6) for v in inside)
 
 # %% ../../nbs/07_evaluation/18_probability.ipynb #137714fa
 def reliability(
@@ -56,7 +59,8 @@ def reliability(
     "What was said and what was so, bin by bin"
     p, y = np.asarray(probabilities, float), np.asarray(defective, bool)
     which = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
-    return [dict(low=b/bins, high=(b + 1)/bins, said=float(p[m].mean()), defective=float(y[m].mean()), images=int(m.sum())) for b in range(bins) if (m := which == b).any()]
+    return [dict(low=b/bins, high=(b + 1)/bins, said=float(p[m].mean()), defective=float(y[m].mean()),
+        images=int(m.sum())) for b in range(bins) if (m := which == b).any()]
 
 def calibration_error(
     table:Sequence[dict], # From `reliability`
@@ -72,10 +76,16 @@ class ProbabilityMetric:
 
     def update(self, row:Judged):
         "Take in one image"
-        if row.record.defective is not None and row.report.defect_probability is not None: self.rows.append((row.report.defect_probability, row.record.defective))
+        if row.record.defective is not None and row.report.defect_probability is not None:
+            self.rows.append((row.report.defect_probability, row.record.defective))
 
     def result(self) -> dict[str, Any]:
-        "ece (expected calibration error), brier (mean squared error), brier_of_share (of saying the share of defective ones each time), images, table; None where no report has a probability"
+        """`ece` (expected calibration error), `brier` (mean squared error), `brier_of_share`, `images`, `table`
+
+        `brier_of_share` is that of saying the share of defective ones each time. None where no report
+        has a probability.
+        """
         p, y = np.array([r[0] for r in self.rows], float), np.array([r[1] for r in self.rows], bool)
         table = reliability(p, y)
-        return dict(ece=calibration_error(table), brier=float(((p - y)**2).mean()) if len(p) else None, brier_of_share=float(y.mean()*(1 - y.mean())) if len(p) else None, images=len(p), table=table)
+        return dict(ece=calibration_error(table), brier=float(((p - y)**2).mean()) if len(p) else None,
+            brier_of_share=float(y.mean()*(1 - y.mean())) if len(p) else None, images=len(p), table=table)

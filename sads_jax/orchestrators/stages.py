@@ -77,12 +77,12 @@ def split(
 ) -> dict[str, tuple[int, ...]]: # Image ids of each split
     "Part-grouped split with its audit; `DataError` where one cannot be made or would leak"
     data = read_coco(dataset)
-    looks = splits.look(data, progress=lambda items: progress.track(items, 'look at photographs', len(items)))
-    twins = splits.near_duplicates(data, spec.near_duplicate, looks=looks)
+    thumbnails = splits.read_thumbnails(data, progress=lambda items: progress.track(items, 'look at photographs', len(items)))
+    twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
     dealt = splits.split_parts(data, spec, seed, twins)
     if not any(data.by_id[i].defective is not None for i in dealt['calibration']): raise _nothing_to_calibrate()
     audit = splits.audit_leaks(dealt, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
-    audit['shortcuts'] = splits.shortcut_audit(data, looks=looks)
+    audit['shortcuts'] = splits.shortcut_audit(data, thumbnails=thumbnails)
     with whole_folder(out) as new:
         splits.write_split(new/'split.json', dealt, splits.fingerprint(data, dealt))
         _write_json(new/'audit.json', audit)
@@ -417,7 +417,7 @@ def evaluate_bundle(
         notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, "
             'and no name can be right for them.')
     context = {'fingerprint': splits.fingerprint(data),
-        'shortcuts': splits.shortcut_audit(data, looks=splits.look(data)), 'notes': notes,
+        'shortcuts': splits.shortcut_audit(data, thumbnails=splits.read_thumbnails(data)), 'notes': notes,
         'split': f'all photographs of {spec.kind}', 'title': 'Inspection report on other data'}
     try:
         return judge_bundle(bundle, data, None, out, params=params, settings=settings, what='judge', context=context,

@@ -352,7 +352,7 @@ def golden_looks(
 ) -> dict[Path, dict[str, Any]]: # Photograph -> digest of its canvas, and the report; see `parity.drift`
     "What the golden set expects, to compare forms with; `BundleError` if there is none"
     from pydantic import ValidationError
-    from sads_jax.core.params import _problems
+    from sads_jax.core.params import field_problems
     from sads_jax.core.types import InspectionReport
     golden = Path(folder)/'golden'
     lines = golden_lines(folder)
@@ -367,7 +367,7 @@ def golden_looks(
             for x in lines
         }
     except ValidationError as e:
-        raise BundleError(f'altered: {_problems(e, {})}', where=golden / 'expected.jsonl', remedy=_REMEDY) from e
+        raise BundleError(f'altered: {field_problems(e, {})}', where=golden / 'expected.jsonl', remedy=_REMEDY) from e
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #e1aab9cb
 @dataclass(frozen=True)

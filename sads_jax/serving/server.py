@@ -28,7 +28,8 @@ from ..core.errors import SADSError, ServingError
 from ..core.settings import Settings
 from ..core.types import InspectionReport
 from .docs import own_docs
-from .service import ErrorJSON, PhotographJSON, SADSInferenceService, check_answers, end_with_parent, error_response, load_bundle
+from .service import (ErrorJSON, PhotographJSON, SADSInferenceService, check_answers, end_with_parent,
+    error_response, load_bundle)
 
 # %% ../../nbs/09_serving/20_server.ipynb #89e0cc88
 _HOSTS = {'localhost': '127.0.0.1', '127.0.0.1': '127.0.0.1', '0.0.0.0': '0.0.0.0', '::': '::'}
@@ -38,20 +39,27 @@ def check_address(
     port:int, # 1024..65535
 ) -> str: # The host as an address
     "Bind once and let go; `ServingError` if the address is taken or not ours to use"
-    if host not in _HOSTS: raise ServingError('cannot listen on this host', where=host, remedy=f"Choose one of {', '.join(_HOSTS)} (settings.ini: host)")
-    if not 1024 <= port <= 65535: raise ServingError('the port must be within 1024..65535', where=f'port {port}', remedy='Choose another with --port')
+    if host not in _HOSTS:
+        raise ServingError('cannot listen on this host', where=host,
+            remedy=f"Choose one of {', '.join(_HOSTS)} (settings.ini: host)")
+    if not 1024 <= port <= 65535:
+        raise ServingError('the port must be within 1024..65535', where=f'port {port}',
+            remedy='Choose another with --port')
     address = _HOSTS[host]
     with socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that is still closing does not count
         try: s.bind((address, port))
-        except OSError as e: raise ServingError(f'cannot listen: {e.strerror}', where=f'{host}:{port}', remedy='Stop the other server, or choose another port with --port') from e
+        except OSError as e:
+            raise ServingError(f'cannot listen: {e.strerror}', where=f'{host}:{port}',
+                remedy='Stop the other server, or choose another port with --port') from e
     return address
 
 # %% ../../nbs/09_serving/20_server.ipynb #016d40ea
 def _answer_errors(app:FastAPI):
     async def ours(request:Request, e:SADSError) -> Response: return error_response(e)
     async def theirs(request:Request, e:HTTPException) -> Response:
-        remedy = {404: 'POST a photograph to /predict; /docs describes it', 405: 'POST a photograph to /predict', 504: 'Send fewer requests at a time',
+        remedy = {404: 'POST a photograph to /predict; /docs describes it', 405: 'POST a photograph to /predict',
+            504: 'Send fewer requests at a time',
                   500: 'See the log of the server'}.get(e.status_code)
         return error_response(ServingError(str(e.detail), where=request.url.path, remedy=remedy), e.status_code)
     app.add_exception_handler(SADSError, ours)
@@ -63,21 +71,28 @@ def _document(app:FastAPI, version:str):
     def openapi():
         if app.openapi_schema: return app.openapi_schema
         doc = generated()
-        doc['info'] = {'title': 'sads_jax', 'version': version, 'description': 'A photograph of a surface in; a verdict with every defect found out.'}
+        doc['info'] = {'title': 'sads_jax', 'version': version,
+            'description': 'A photograph of a surface in; a verdict with every defect found out.'}
         schemas = doc.setdefault('components', {}).setdefault('schemas', {})
-        for model, mode in ((InspectionReport, 'serialization'), (PhotographJSON, 'validation'), (ErrorJSON, 'serialization')):
+        for model, mode in ((InspectionReport, 'serialization'), (PhotographJSON, 'validation'),
+            (ErrorJSON, 'serialization')):
             schema = model.model_json_schema(mode=mode, ref_template='#/components/schemas/{model}')
             schemas |= schema.pop('$defs', {}) | {model.__name__: schema}
         ref = lambda name: {'schema': {'$ref': f'#/components/schemas/{name}'}}
         form = {'type': 'object', 'required': ['file'], 'properties': {
-            'file': {'type': 'string', 'format': 'binary', 'description': 'the image file'}, 'part_id': {'type': 'string', 'description': 'written into the report'}}}
-        errors = {400: 'the body cannot be parsed', 413: 'the body is too large', 415: 'neither JSON nor a form', 422: 'not an image that can be judged',
+            'file': {'type': 'string', 'format': 'binary', 'description': 'the image file'},
+            'part_id': {'type': 'string', 'description': 'written into the report'}}}
+        errors = {400: 'the body cannot be parsed', 413: 'the body is too large', 415: 'neither JSON nor a form',
+            422: 'not an image that can be judged',
                   500: 'a fault of the server', 504: 'waited too long in the queue'}
         doc['paths']['/predict']['post'] |= {
             'summary': 'Inspect one photograph', 'operationId': 'predict',
-            'requestBody': {'required': True, 'content': {'multipart/form-data': {'schema': form}, 'application/json': ref('PhotographJSON')}},
-            'responses': {'200': {'description': 'The verdict', 'content': {'application/json': ref('InspectionReport')}}}
-                | {str(k): {'description': v, 'content': {'application/json': ref('ErrorJSON')}} for k, v in errors.items()}}
+            'requestBody': {'required': True, 'content': {'multipart/form-data': {'schema': form},
+            'application/json': ref('PhotographJSON')}},
+            'responses': {'200': {'description': 'The verdict',
+            'content': {'application/json': ref('InspectionReport')}}}
+                | {str(k): {'description': v, 'content': {'application/json': ref('ErrorJSON')}}
+                for k, v in errors.items()}}
         app.openapi_schema = doc
         return doc
     app.openapi = openapi
@@ -94,7 +109,8 @@ class SADSServer(ls.LitServer):
         async with super().lifespan(app): yield
 
     def _perform_graceful_shutdown(self, manager, uvicorn_workers, shutdown_reason='normal'):
-        self._shutdown_event = threading.Event()  # of this process: LitServe's monitor would ask the manager, which ends below
+        # An event of this process: LitServe's monitor would ask the manager, which ends below.
+        self._shutdown_event = threading.Event()
         self._shutdown_event.set()
         for w in self.inference_workers: w.terminate = w.kill
         super()._perform_graceful_shutdown(manager, uvicorn_workers, shutdown_reason)
@@ -106,7 +122,8 @@ class SADSServer(ls.LitServer):
             if WorkerSetupStatus.READY in states: return self.on_ready() if self.on_ready else None
             if WorkerSetupStatus.ERROR in states or not all(w.is_alive() for w in self.inference_workers):
                 for w in self.inference_workers: w.kill()
-                raise ServingError('the worker could not load the model', remedy='Its log is above; sads doctor shows what this machine has')
+                raise ServingError('the worker could not load the model',
+                    remedy='Its log is above; sads doctor shows what this machine has')
             time.sleep(.05)
 
 def make_server(
@@ -118,8 +135,10 @@ def make_server(
     check:Callable[[Any], None]|None=None, # See `SADSInferenceService`
 ) -> SADSServer:
     "A server that is not yet started, around any pipeline"
-    server = SADSServer(SADSInferenceService(load, settings=settings, warm=warm, check=check), accelerator='cpu', timeout=60,
-                        model_metadata={'model_version': version})  # 'cpu' keeps LitServe from looking for GPUs; JAX finds its own
+    server = SADSServer(SADSInferenceService(load, settings=settings, warm=warm, check=check), accelerator='cpu',
+        timeout=60,
+                        model_metadata={
+                        'model_version': version})  # 'cpu' keeps LitServe from looking for GPUs; JAX finds its own
     _answer_errors(server.app)
     _document(server.app, version)
     own_docs(server.app)
@@ -129,12 +148,13 @@ def build_server(
     bundle:Path|str, # Folder of the model
     settings:Settings, # Host, port, batching, limits, station, whose bundles may enter
 ) -> SADSServer:
-    "A server for a bundle, not yet started; `BundleError` if a file of it is missing or altered, or it is not one that may enter, `ServingError` if the address is taken"
+    "A server for a bundle, not yet started; `BundleError` if it may not enter, `ServingError` if the address is taken"
     from sads_jax.registry.signing import admit_bundle
     check_address(settings.host, settings.port)
     folder = Path(bundle)
     version = admit_bundle(folder, settings)
-    return make_server(partial(load_bundle, folder, settings), settings, version=version, check=partial(check_answers, folder, settings.artefact))
+    return make_server(partial(load_bundle, folder, settings), settings, version=version, check=partial(check_answers,
+        folder, settings.artefact))
 
 # %% ../../nbs/09_serving/20_server.ipynb #0b90d96a
 @contextmanager

@@ -78,20 +78,27 @@ def parse_json(
     try: d = json.loads(body)
     except ValueError as e: raise BadRequest(f'not valid JSON: {e}', where='the body', remedy=_HOW) from e
     except RecursionError as e: raise BadRequest('nested too deeply', where='the body', remedy=_HOW) from e
-    if not isinstance(d, dict): raise BadRequest(f'must be a JSON object, not {type(d).__name__}', where='the body', remedy=_HOW)
-    if unknown := sorted(set(d) - {'image', 'part_id'}): raise BadRequest('no such field', where=', '.join(unknown), remedy=_HOW)
+    if not isinstance(d, dict):
+        raise BadRequest(f'must be a JSON object, not {type(d).__name__}', where='the body', remedy=_HOW)
+    if unknown := sorted(set(d) - {'image', 'part_id'}):
+        raise BadRequest('no such field', where=', '.join(unknown), remedy=_HOW)
     image, part = d.get('image'), d.get('part_id')
-    if not isinstance(image, str): raise BadRequest('must be a string of base64' if 'image' in d else 'is required', where='image', remedy=_HOW)
-    if part is not None and not isinstance(part, str): raise BadRequest('must be a string', where='part_id', remedy=_HOW)
+    if not isinstance(image, str):
+        raise BadRequest('must be a string of base64' if 'image' in d else 'is required', where='image', remedy=_HOW)
+    if part is not None and not isinstance(part, str):
+        raise BadRequest('must be a string', where='part_id', remedy=_HOW)
     try: data = base64.b64decode(''.join(image.split()), validate=True)
-    except (binascii.Error, ValueError) as e: raise BadRequest(f'not base64: {e}', where='image', remedy='Encode the bytes of the image file with standard base64, without a data: prefix') from e
+    except (binascii.Error, ValueError) as e:
+        raise BadRequest(f'not base64: {e}', where='image',
+            remedy='Encode the bytes of the image file with standard base64, without a data: prefix') from e
     return _photograph(data, 'image', part, max_bytes)
 
 def _parse_form(form, data, max_bytes):
     "A multipart request, of which `data` is what its file holds; `BadRequest` naming the field"
     file, part = form.get('file'), form.get('part_id')
     if not isinstance(file, UploadFile):
-        raise BadRequest('is required' if file is None else 'must be a file, not text', where='file', remedy='curl -F file=@photo.png …/predict')
+        raise BadRequest('is required' if file is None else 'must be a file, not text', where='file',
+            remedy='curl -F file=@photo.png …/predict')
     if part is not None and not isinstance(part, str): raise BadRequest('must be text', where='part_id', remedy=_HOW)
     return _photograph(data, file.filename or 'file', part, max_bytes)
 
@@ -100,7 +107,8 @@ def _photograph(data, name, part_id, max_bytes):
     return Photograph(data, name, part_id)
 
 def _too_large(name, max_bytes):
-    return BadRequest(f'larger than {max_bytes/2**20:g} MiB', where=name, remedy='Send a smaller file, or raise max_image_mb in settings.ini', status=413)
+    return BadRequest(f'larger than {max_bytes/2**20:g} MiB', where=name,
+        remedy='Send a smaller file, or raise max_image_mb in settings.ini', status=413)
 
 # %% ../../nbs/09_serving/10_service.ipynb #055e2b7b
 async def parse_request(
@@ -110,9 +118,11 @@ async def parse_request(
     "Read and check a POST, whatever its form; `BadRequest` with status 400, 413 or 415"
     kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
     if kind not in ('application/json', 'multipart/form-data'):
-        raise BadRequest(f'cannot read content of type {kind or "(none)"}', where='Content-Type', remedy=_HOW, status=415)
+        raise BadRequest(f'cannot read content of type {kind or "(none)"}', where='Content-Type', remedy=_HOW,
+            status=415)
     limit = max_bytes*4//3 + 2**16
-    if (n := request.headers.get('content-length', '')).isdigit() and int(n) > limit: raise _too_large('the body', max_bytes)
+    if (n := request.headers.get('content-length', '')).isdigit() and int(n) > limit:
+        raise _too_large('the body', max_bytes)
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -138,14 +148,12 @@ class SADSInferenceService(ls.LitAPI):
         *,
         settings:Settings, # Batch size and wait, upload limit
         warm:bool=True, # Compile every bucket and batch size before the first request
-        check:Callable[[Any], None]|None=None, # Picklable; raises a `SADSError` if the pipeline must not answer, and then it is never ready
+        check:Callable[[Any], None]|None=None, # Picklable; raises a `SADSError` if the pipeline must not answer
     ):
         super().__init__(max_batch_size=settings.max_batch_size, batch_timeout=settings.batch_timeout_ms/1000)
         self.load, self.settings, self.warm, self.check = load, settings, warm, check
         max_bytes = int(settings.max_image_mb*2**20)
-
         async def parsed(request:Request) -> Photograph: return await parse_request(request, max_bytes)
-
         def decode_request(request:Annotated[Photograph, Depends(parsed)]) -> Photograph: return request
         self.decode_request = decode_request  # FastAPI reads the dependency from its annotation
 
@@ -155,7 +163,8 @@ class SADSInferenceService(ls.LitAPI):
 
     def setup(self, device):
         "Load and warm up; `device` is LitServe's idea of one, JAX finds its own"
-        if parent_process():  # in a worker: signals to the whole group are the main process's affair, which ends us when the last answer is out
+        # In a worker: the main process handles signals to the group, and ends this one after the last answer.
+        if parent_process():
             for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
             end_with_parent()
         try:
@@ -164,7 +173,7 @@ class SADSInferenceService(ls.LitAPI):
             if self.check: self.check(self.pipeline)
         except SADSError as e:
             if not parent_process(): raise
-            print(f'error: {e}', file=sys.stderr, flush=True)  # one line for people; the main process sees that the worker ended
+            print(f'error: {e}', file=sys.stderr, flush=True)  # the main process sees that the worker ended
             raise SystemExit(1) from e
 
     def decode_request(self, request:Photograph) -> Photograph:
@@ -198,7 +207,8 @@ def end_with_parent(
     def wait(parent):
         parent.join()
         for pid in (*others, os.getpid()): os.kill(pid, signal.SIGKILL)
-    if parent := parent_process(): threading.Thread(target=wait, args=[parent], daemon=True, name='end-with-parent').start()
+    if parent := parent_process():
+        threading.Thread(target=wait, args=[parent], daemon=True, name='end-with-parent').start()
 
 # %% ../../nbs/09_serving/10_service.ipynb #6234fb26
 def judge(
@@ -207,7 +217,8 @@ def judge(
     batch_size:int, # Most images in one call of the program
 ) -> list[InspectionReport|SADSError]: # In the order of `shots`
     "Judge a batch; an error takes the place of its own report only, and names the upload"
-    return pipeline.run_inference([s.data for s in shots], names=[s.name for s in shots], part_ids=[s.part_id for s in shots], batch_size=batch_size, on_error='return')
+    return pipeline.run_inference([s.data for s in shots], names=[s.name for s in shots],
+        part_ids=[s.part_id for s in shots], batch_size=batch_size, on_error='return')
 
 # %% ../../nbs/09_serving/10_service.ipynb #8a4e8726
 def warm_up(
@@ -216,7 +227,8 @@ def warm_up(
 ) -> int: # Calls made
     "Run every bucket at every batch size that can occur, so that all is compiled"
     predictor = pipeline.predictor
-    sizes = [n for n in sorted(predictor.batch_sizes) if n <= max(max_batch_size, min(predictor.batch_sizes))]  # a predictor pads only below its smallest
+    most = max(max_batch_size, min(predictor.batch_sizes))  # a predictor pads only below its smallest
+    sizes = [n for n in sorted(predictor.batch_sizes) if n <= most]
     calls = [(h, w, n) for h, w in predictor.buckets for n in sizes]
     for h, w, n in calls: pipeline.run_inference([np.full((h, w, 3), 127, np.uint8)]*n, batch_size=n)
     return len(calls)
@@ -225,17 +237,18 @@ def load_bundle(
     folder:Path|str, # Bundle, verified on loading
     settings:Settings, # Station, cache, limits, and whose bundles may enter
 ) -> Any: # `SADSPipeline`
-    "The pipeline of a bundle; picklable with its arguments by `functools.partial`, and imports JAX only when called. `BundleError`"
+    "The pipeline of a bundle; picklable by `functools.partial`, imports JAX only when called. `BundleError`"
     from sads_jax.registry.bundle import load_pipeline
     from sads_jax.registry.signing import admit_bundle
     admit_bundle(Path(folder), settings)
-    return load_pipeline(Path(folder), settings=settings, cache_dir=settings.cache_dir/'programs', station_id=settings.station_id, every_box=False)
+    return load_pipeline(Path(folder), settings=settings, cache_dir=settings.cache_dir/'programs',
+        station_id=settings.station_id, every_box=False)
 
 def check_answers(
     folder:Path|str, # The bundle
     artefact:str, # The form that was loaded
     pipeline:Any, # A `SADSPipeline`
 ) -> None:
-    "`GoldenError` unless the pipeline judges the bundle's golden photographs as they were judged when it was made; picklable by `functools.partial`"
+    "`GoldenError` unless the pipeline judges the golden photographs as before; picklable by `functools.partial`"
     from sads_jax.registry.golden import require_golden
     require_golden(folder, pipeline, artefact)

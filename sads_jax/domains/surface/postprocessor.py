@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/06_domains/surface/postprocessor.html.
 
 # %% auto #0
 __all__ = ['Patch', 'paste_patch', 'patch_rle', 'patch_mask', 'touching', 'union', 'groups', 'contrast', 'unsound',
-           'SADSPostprocessor']
+           'SADSPostprocessor', 'unclipped_box']
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #0b5ca517
 from collections.abc import Sequence
@@ -249,7 +249,7 @@ class SADSPostprocessor:
         )
         fine, seen = np.zeros_like(out), np.zeros(out.shape, bool)
         for i in np.flatnonzero(findings.valid):
-            box = _unclipped(findings.crop_boxes[i], p, canvas)
+            box = unclipped_box(findings.crop_boxes[i], p, canvas)
             top, left, mask = paste_patch(findings.masks[i], box, p.original_height, p.original_width)
             window = np.s_[top:top+mask.shape[0], left:left+mask.shape[1]]
             fine[window] = np.maximum(fine[window], mask)
@@ -286,7 +286,7 @@ class SADSPostprocessor:
     def _patch(self, findings, i, box, p):
         "The mask of detection `i`: pieces that meet its box, or the box itself where there are none"
         h, w = p.original_height, p.original_width
-        square = _unclipped(findings.crop_boxes[i], p, (p.height/h, p.width/w))
+        square = unclipped_box(findings.crop_boxes[i], p, (p.height/h, p.width/w))
         top, left, probability = paste_patch(findings.masks[i], square, h, w)
         mask = probability >= self.decision.mask_threshold
         y0, x0, y1, x1 = _pixels(box, h, w)
@@ -323,7 +323,11 @@ def _pixels(box, h, w):
     x1, y1 = np.clip(np.rint(box[2:]), (x0+1, y0+1), (w, h)).astype(int)
     return int(y0), int(x0), int(y1), int(x1)
 
-def _unclipped(box, p, scale):
+def unclipped_box(
+    box:np.ndarray, # float [..., 4], x1, y1, x2, y2 [canvas px]
+    p:Placement, # Where the photograph lies on its canvas
+    scale:tuple[float, float], # canvas px per original px: down, across
+) -> np.ndarray: # float64 [..., 4] [original px]
     "A canvas box in original px, not clipped, so that its mask keeps its size"
     sy, sx = scale
     return (np.asarray(box, np.float64) - (p.left, p.top, p.left, p.top))/(sx, sy, sx, sy)

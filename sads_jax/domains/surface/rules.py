@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...core.params import DecisionSpec, RuleSpec
-from ...core.types import RLE, Defect, InspectionReport, Reason, Verdict
+from ...core.types import Defect, InspectionReport, Reason, Verdict
 from .zones import zone_areas
 
 # %% ../../../nbs/06_domains/surface/10_rules.ipynb #5743636d

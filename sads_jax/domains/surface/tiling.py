@@ -17,7 +17,7 @@ from PIL import Image
 from ...core.params import TileSpec
 from ...core.types import Findings
 from ...data.images import Placement, Window, tile_windows, to_original
-from .postprocessor import _MAP, _unclipped
+from .postprocessor import _MAP, unclipped_box
 from ...inference.predictor import BaseCVPredictor
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #720a349d
@@ -35,7 +35,7 @@ def _placed(found, place, window, h, w):
     boxes = to_original(np.asarray(found.boxes)[on], place)
     border = _BORDER/np.array(scale[::-1])
     cut = (np.concatenate([boxes[:, :2] <= border, boxes[:, 2:] >= size - border], 1) & seams).any(1)
-    squares = _unclipped(np.asarray(found.crop_boxes)[on], place, scale)
+    squares = unclipped_box(np.asarray(found.crop_boxes)[on], place, scale)
     masks = np.asarray(found.masks)[on]
     m = masks.shape[-1]
     def known(low, high, side):

@@ -14,3 +14,13 @@ Modules:
 - `sads_jax.ops.regions`: Connected components, their areas, boxes and lengths: inside a program and on the host"""
 
 __version__ = "0.1.0"
+
+_LAZY = {'load': 'api.model', 'Model': 'api.model', 'Answer': 'api.model', 'Answers': 'api.model', 'Project': 'api.project',
+         'SADSError': 'core.errors'}  # imported when first asked for: they bring JAX along, and `import sads_jax` must not
+
+def __getattr__(name):
+    if name not in _LAZY: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_LAZY[name]}'), name)
+
+def __dir__(): return sorted({*globals(), *_LAZY})

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .show import pairs_html, report_html, result_cells, results_html
 from ..cli.main import draw_overlay, find_photographs
@@ -63,9 +63,10 @@ class Answer:
 
     def _repr_html_(self): return report_html(self.report, self.photograph)
 
-    def _repr_png_(self):
-        draw_overlay(self.photograph, self.report).save(out := BytesIO(), 'PNG')
-        return out.getvalue()
+    @property
+    def picture(self) -> Image.Image: # RGB
+        "As `sads predict --overlays` draws it: masks tinted, boxes, verdict and reasons below"
+        return draw_overlay(self.photograph, self.report)
 
 # %% ../../nbs/13_api/20_model.ipynb #906cf610
 @dataclass(frozen=True)
@@ -191,5 +192,5 @@ def load(
     if not is_bundle(folder):
         raise BundleError('is no bundle', where=folder, remedy='Name the folder that `dvc repro` wrote')
     admit_bundle(folder, settings)
-    pipeline = load_pipeline(folder, settings=settings, cache_dir=settings.cache_dir/'programs', every_box=False)
+    pipeline = load_pipeline(folder, settings=settings, cache_dir=settings.cache_dir, every_box=False)
     return Model(pipeline, folder)

@@ -62,7 +62,7 @@ class Project:
     def __init__(self, folder:str|Path='.'):
         self.folder = Path(folder).absolute()
         if not (self.folder/'params.yaml').is_file():
-            raise ParamsError('holds no params.yaml', where=folder, remedy='Make one with `sads init DIR --photos PATH`')
+            raise ParamsError('no params.yaml', where=folder, remedy='Make one with `sads init DIR --photos PATH`')
 
     @classmethod
     def of(cls, photos:str|Path, folder:str|Path, kind:str|None=None) -> 'Project':

@@ -13,13 +13,45 @@ sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
 import notebook_outputs as outputs  # noqa: E402
 
 
-@pytest.mark.parametrize('source', ['x', 'f(1)', 'print(2)', 'for i in x: print(i)', 'plt.plot(x)\ny = 1', 'test_eq(a, b)\na', 'x # a comment',
-    'fig, ax = plt.subplots()', 'with open(p) as f: print(f.read())', 'display(x);', '"a" + b'])
-def test_these_show(source): assert outputs.shows(source)
+@pytest.mark.parametrize(
+    'source',
+    [
+        'x',
+        'f(1)',
+        'print(2)',
+        'for i in x: print(i)',
+        'plt.plot(x)\ny = 1',
+        'test_eq(a, b)\na',
+        'x # a comment',
+        'fig, ax = plt.subplots()',
+        'with open(p) as f: print(f.read())',
+        'display(x);',
+        '"a" + b',
+    ],
+)
+def test_these_show(source):
+    assert outputs.shows(source)
 
-@pytest.mark.parametrize('source', ['', 'x = 1', 'x;', 'f(1);  # quiet', 'test_eq(a, b)', 'assert x', 'expect_fail(f, "no")', 'folder.cleanup()',
-    'def f(): print(1)', 'f = lambda: print(1)', 'print(1, file=f)', 'plt.plot(x); plt.close()', '"""words"""'])
-def test_these_do_not(source): assert not outputs.shows(source)
+@pytest.mark.parametrize(
+    'source',
+    [
+        '',
+        'x = 1',
+        'x;',
+        'f(1);  # quiet',
+        'test_eq(a, b)',
+        'assert x',
+        'expect_fail(f, "no")',
+        'folder.cleanup()',
+        'def f(): print(1)',
+        'f = lambda: print(1)',
+        'print(1, file=f)',
+        'plt.plot(x); plt.close()',
+        '"""words"""',
+    ],
+)
+def test_these_do_not(source):
+    assert not outputs.shows(source)
 
 def test_text_is_cut_and_says_how_much():
     assert outputs.short_text('a\nb\n') == 'a\nb\n'
@@ -49,8 +81,9 @@ def test_another_time_is_no_other_output():
     assert not outputs.alike(stream('detector 12 px'), stream('detector 14 px'))
 
 def notebook(tmp_path, cells):
-    code = lambda i, s, o: {'cell_type': 'code', 'execution_count': None, 'id': f'cell{i}', 'metadata': {}, 'outputs': o, 'source': [s]}
-    tree = {'cells': [code(i, *c) for i, c in enumerate(cells)], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}
+    code = {'cell_type': 'code', 'execution_count': None, 'metadata': {}}
+    made = [code | {'id': f'cell{i}', 'outputs': out, 'source': [source]} for i, (source, out) in enumerate(cells)]
+    tree = {'cells': made, 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}
     path = tmp_path/'a.ipynb'
     path.write_text(json.dumps(tree))
     return path
@@ -58,7 +91,14 @@ def notebook(tmp_path, cells):
 def test_check_names_what_is_missing_elsewhere_and_too_large(tmp_path):
     big = base64.b64encode(b'x'*(outputs.PICTURE_BYTES + 1)).decode()
     image = [{'data': {'image/png': big}, 'metadata': {}, 'output_type': 'display_data'}]
-    path = notebook(tmp_path, [('1 + 1', []), ('x = 1', stream('hello')), ('plt.plot(x)', image), ('print(3)', stream('3')), ('#| hide\n4', [])])
+    cells = (
+        ('1 + 1', []),
+        ('x = 1', stream('hello')),
+        ('plt.plot(x)', image),
+        ('print(3)', stream('3')),
+        ('#| hide\n4', []),
+    )
+    path = notebook(tmp_path, cells)
     found = outputs.problems(path)
     assert [f.partition(':')[0] for f in found] == ['cell0', 'cell1', 'cell2']
     assert 'without output' in found[0] and 'displays nothing' in found[1] and 'too large' in found[2]

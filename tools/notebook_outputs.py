@@ -60,7 +60,8 @@ def shows(source:str) -> bool:
     tree = ast.parse(source)
     calls = [node for node in executed(tree) if isinstance(node, ast.Call)]
     names = [called(node) for node in calls]
-    if any(called(c) == 'print' and not any(k.arg == 'file' for k in c.keywords) for c in calls) or 'display' in names: return True
+    prints = [c for c in calls if called(c) == 'print' and not any(k.arg == 'file' for k in c.keywords)]
+    if prints or 'display' in names: return True
     if any(n.startswith('plt.') for n in names) and 'plt.close' not in names: return True
     last = tree.body[-1] if tree.body else None
     if not isinstance(last, ast.Expr) or silenced(source): return False

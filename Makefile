@@ -3,9 +3,11 @@
 # make serve   answer POST /predict with the model that `make repro` registered
 # make docs    the site, in _proc/_docs          make lint   ruff
 # make bench   side by side with other people's models; WORKDIR=a finished run, STEEL=one of recipes/neu_steel.yaml
+# make outputs runs the notebooks and keeps what their display cells show (NOTEBOOKS=one or a folder)
 # make prepare after editing notebooks: clean, export, README          make constraints   renew the pins
 .DEFAULT_GOAL := help
-.PHONY: help install repro test serve docs lint bench prepare constraints hooks
+NOTEBOOKS :=
+.PHONY: help install repro test serve docs lint bench outputs prepare constraints hooks
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # glibc then keeps big buffers instead of giving each back to the kernel: a third less time in every convolution
@@ -45,6 +47,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@python benchmarks/bench.py '$(WORKDIR)' $(if $(STEEL),--steel '$(STEEL)') $(ARGS)
+
+outputs: $(STAMP)
+	@python tools/notebook_outputs.py $(NOTEBOOKS)
 
 prepare: $(STAMP)
 	@nbdev-clean

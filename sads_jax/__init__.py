@@ -1,5 +1,23 @@
 """Surface Anomaly Detection System in JAX: from labelled photographs to verdicts with known escape and overkill rates
 
+## Rooms
+
+A package imports only from those above it.
+
+- `sads_jax.core`: types, the schema of params.yaml and settings.ini, the one factory, errors
+- `sads_jax.ops`: boxes, exact suppression, crops, regions
+- `sads_jax.data`: connectors, splits, batches, the synthetic line
+- `sads_jax.models`: the networks and their files
+- `sads_jax.training`: one loop, losses, trainers
+- `sads_jax.inference`: adapters, exported programs, the predictor
+- `sads_jax.domains`: a way of inspecting; `surface` has the cascade, the rules and `SADSPipeline`
+- `sads_jax.evaluation`: figures with intervals, the report, the explorer
+- `sads_jax.registry`: bundles and the registry of models
+- `sads_jax.serving`: the server
+- `sads_jax.orchestrators`: the stages that `dvc repro` runs
+- `sads_jax.cli`: the command `sads`
+- `sads_jax.api`: `sads.load`, `sads.Project`, answers that show themselves
+
 Modules:
 
 - `sads_jax.core.drawing`: A photograph with what was found on it, as SVG over an embedded JPEG
@@ -37,3 +55,13 @@ Modules:
 - `sads_jax.serving.docs`: What the server answers, as a page that fetches nothing"""
 
 __version__ = "0.1.0"
+
+_LAZY = {'load': 'api.model', 'Model': 'api.model', 'Answer': 'api.model', 'Answers': 'api.model', 'Project': 'api.project',
+         'SADSError': 'core.errors'}  # imported when first asked for: they bring JAX along, and `import sads_jax` must not
+
+def __getattr__(name):
+    if name not in _LAZY: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    return getattr(import_module(f'{__name__}.{_LAZY[name]}'), name)
+
+def __dir__(): return sorted({*globals(), *_LAZY})

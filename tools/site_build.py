@@ -39,20 +39,23 @@ def page(path:Path) -> Path:
     return path.with_name(nbpath2html(Path(path.name)).with_suffix('.ipynb').name)
 
 def sidebar(cfg) -> dict:
-    "The site's contents: the tutorials, then a section for each room; nbdev's own would lose the folders' numbers and so the pages"
+    "The site's contents: single pages, the tutorials, a section for each room, in the order of the folders' numbers"
     files = sorted(f.relative_to(cfg.nbs_path) for f in nbglob(cfg.nbs_path, as_path=True))
     folders = sorted({f.parent for f in files if f.parent.name}, key=lambda d: (d.name != 'tutorials', d))
     title = lambda folder: ' / '.join(re.sub(r'^\d+_', '', part) for part in folder.parts)
-    sections = [{'section': title(d), 'contents': [page(f).as_posix() for f in files if f.parent == d]} for d in folders]
-    return {'website': {'sidebar': {'contents': ['index.ipynb', RESULTS, *sections]}}}
+    sections = [
+        {'section': title(d), 'contents': [page(f).as_posix() for f in files if f.parent == d]} for d in folders
+    ]
+    single = [f.as_posix() for f in files if not f.parent.name and f.name != cfg.readme_nb]
+    return {'website': {'sidebar': {'contents': [cfg.readme_nb, *single, RESULTS, *sections]}}}
 
 def needed(cell) -> bool:
-    "Whether a page's signatures need this cell to run: only what it exports. nbdev also runs cells that hold an import, and so half of their tests"
+    "Whether a page's signatures need this cell to run: only what it exports, not tests beside an import"
     if cell.cell_type != 'code' or (cell.directives_.get('eval') or '').lower() == 'false': return False
     return bool({'export', 'exports', 'exporti', 'exec_doc'} & cell.directives_.keys() or 'show_doc(' in cell.source)
 
 def signature(obj, *, eval_str:bool=False, **kw) -> inspect.Signature:
-    "As `inspect` gives it, with annotations as written where they name what only a type checker, or flax's metaclass, has imported"
+    "As `inspect` gives it; annotations stay as written where they name what only a type checker has imported"
     try: return inspect.signature(obj, eval_str=eval_str, **kw)
     except NameError: return inspect.signature(obj, **kw)
 
@@ -71,8 +74,9 @@ def stage(cfg):
     docments.signature = basics.signature = signature
     staged = proc_nbs(force=True, n_workers=0)  # in this process: it has the lines above, and imports JAX once
     write_nb(new_nb([mk_cell((cfg.config_path/'benchmarks'/'RESULTS.md').read_text(), 'markdown')]), staged/RESULTS)
+    link = re.compile(r'(?<=\]\()[^):"]+\.ipynb')  # in prose
     for path in sorted(staged.rglob('*.ipynb')):
-        path.write_text(re.sub(r'(?<=\]\()[^):"]+\.ipynb', lambda m: page(Path(m[0])).as_posix(), path.read_text()))  # links in prose
+        path.write_text(link.sub(lambda m: page(Path(m[0])).as_posix(), path.read_text()))
         path.rename(page(path))
 
 if __name__ == '__main__':

@@ -16,7 +16,8 @@ if __name__ == '__main__':
     table = rows()
     registered = REPORTS/'registered.json'
     if registered.exists():
-        table += [(f'registered {k}', str(v)) for k, v in sorted(json.loads(registered.read_text()).items()) if isinstance(v, str | int)]
+        entry = json.loads(registered.read_text())
+        table += [(f'registered {k}', str(v)) for k, v in sorted(entry.items()) if isinstance(v, str | int)]
     table += [('report', str(REPORTS/'report.html'))]
     width = max(len(name) for name, _ in table)
     print()

@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .show import pairs_html, report_html, result_cells, results_html
-from ..cli.main import draw_overlay, find_photographs
+from .show import pairs_html, result_cells, results_html
+from ..cli.predict import draw_overlay, find_photographs
+from ..core.drawing import report_html
 from ..core.errors import BundleError, ParamsError, SADSError
 from ..core.params import parse_params
 from ..core.settings import load_settings
 from ..core.types import Defect, InspectionReport, Reason, Verdict
 from ..data.images import read_image
+from ..domains.base import Pipeline
 from ..orchestrators.base import settle
 from ..registry.bundle import is_bundle, load_pipeline, read_bundle
 from ..registry.registries import MLflowRegistry, Registry
@@ -129,7 +130,7 @@ def _many(source):
 @dataclass(frozen=True)
 class Model:
     "A bundle, ready to judge"
-    pipeline: Any # Of its domain: process_request, stream
+    pipeline: Pipeline
     folder: Path # Of the bundle
 
     def __call__(

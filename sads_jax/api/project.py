@@ -20,8 +20,11 @@ from ..core.errors import ParamsError
 from ..core.files import write_whole
 from ..core.params import Params, dump_params, load_params, override, parse_params
 from ..core.settings import load_settings
-from ..data.records import InspectionData
-from ..orchestrators.training import CVTrainingOrchestrator
+from ..data.records import InspectionData, read_coco
+from ..data.splits import read_split
+from ..orchestrators.stages import figures
+from ..orchestrators.training import CVTrainingOrchestrator, compose_training
+from ..registry.bundle import is_bundle
 
 # %% ../../nbs/13_api/30_project.ipynb #d6620212
 @dataclass(frozen=True)
@@ -84,34 +87,39 @@ class Project:
     @property
     def line(self) -> CVTrainingOrchestrator:
         "What runs the stages, with what params.yaml says now"
-        return CVTrainingOrchestrator(self.params, load_settings(self.folder/'settings.ini'), self.folder)
+        return compose_training(self.params, load_settings(self.folder/'settings.ini'), self.folder)
 
-    def _up_to(self, stage):
-        with chdir(self.folder): self.line.run(until=stage)
+    def _run(self, *stages):
+        line = self.line
+        with chdir(self.folder):
+            for name in stages: line.stage(name)
+        return line.at
 
     def ingest(self) -> InspectionData:
         "Read photographs and labels"
-        self._up_to('ingest')
-        return self.line.data()
+        return read_coco(self._run('ingest').dataset)
 
     def train(self) -> Model:
         "Split, train and calibrate: the model, ready to judge"
-        self._up_to('calibrate')
-        return load(self.line.bundle, workdir=self.folder)
+        if not self.line.at.dataset.exists(): self.ingest()
+        return load(self._run('split', 'train', 'anomaly', 'calibrate').bundle, workdir=self.folder)
 
     def report(self) -> Figures:
         "Evaluate on parts that the model has never seen"
-        self._up_to('evaluate')
-        return Figures(self.line.figures(), self.line.path('reports', 'report.html'))
+        if not is_bundle(self.line.at.bundle): self.train()
+        reports = self._run('evaluate').reports
+        return Figures(figures(reports), reports/'report.html')
 
     def register(self) -> Model:
-        "Enter the model in the registry as champion"
-        self._up_to('register')
+        "Enter the evaluated model in the registry as champion"
+        if not (self.line.at.reports/'metrics.json').exists(): self.report()
+        self._run('register')
         return load('@champion', workdir=self.folder)
 
     def photographs(self, split:str='test') -> list[Path]:
         "Files of a split: train, val, calibration or test; `DataError` before there is one"
-        data = self.line.data()
-        return [data.path(data.by_id[i]) for i in self.line.split_ids()[split]]
+        at = self.line.at
+        data = read_coco(at.dataset)
+        return [data.path(data.by_id[i]) for i in read_split(at.split/'split.json')[split]]
 
     def __repr__(self): return f'Project({str(self.folder)!r}): {self.params.data.kind}'

@@ -35,7 +35,6 @@ Modules:
 - `sads_jax.data.records`: What is known of each photograph: its part, its lot, its defects; COCO on disk
 - `sads_jax.data.splits`: Dividing photographs so that no part is on two sides, and the audits that prove it
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
-- `sads_jax.domains.surface.gate`: Was it a photograph of a part at all? Ranges learnt from good parts, checked before anything is believed
 - `sads_jax.evaluation.charts`: Lines, dots and intervals as SVG: sharp at any size, and a few hundred bytes each
 - `sads_jax.evaluation.compare`: Is the new version better, or only lucky? Two models on the same photographs, part by part
 - `sads_jax.evaluation.explorer`: Move the threshold, and see which defects would pass, which good parts would be stopped, and what that rests on

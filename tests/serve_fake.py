@@ -12,6 +12,9 @@ if __name__ == '__main__':
     port, loader, *rest = sys.argv[1:] if len(sys.argv) > 2 else [sys.argv[1], 'load']
     args = [float(rest[0]), *rest[1:]] if rest else []
     settings = Settings(port=int(port), batch_timeout_ms=50, max_batch_size=8, max_image_mb=4)
-    try: serve(make_server(partial(getattr(fake_pipeline, loader), *args), settings, version='fake'), settings)
+    try:
+        server = make_server(partial(getattr(fake_pipeline, loader), *args), settings, version='fake')
+        server.on_ready = lambda: print('ready', flush=True)
+        serve(server, settings)
     except SADSError as e: sys.exit(f'error: {e}')
     assert not any(m == 'jax' or m.startswith('jax.') for m in sys.modules), 'the main process must not import JAX'

@@ -213,6 +213,13 @@ def bundle(tmp_path_factory):
     for i in range(9): dark_cascade.photo(d/'photos'/f'{i}.{("png", "jpg")[i % 2]}', dark=i % 3 == 0, size=(80 + 7*i, 60 + 9*i))
     return d
 
+def test_ready_is_said_when_the_port_answers():
+    p, url = start(wait=False)
+    try:
+        assert p.stdout.readline() == 'ready\n'
+        assert httpx.get(f'{url}/health', timeout=5).status_code == 200  # at the first try
+    finally: os.killpg(p.pid, signal.SIGKILL)
+
 def test_three_ways_one_report(bundle, capfd, monkeypatch):
     "Python one at a time, the command line in batches, HTTP sixteen at once: equal field by field"
     import parity_check

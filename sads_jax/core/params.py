@@ -404,8 +404,8 @@ class DecisionSpec(Spec):
         description='share of the good calibration parts that may go to REVIEW because they are unlike all good parts, '
             'see `anomaly`')
     gate_overkill: Share = Field(.01,
-        description='share of the good calibration parts that may go to REVIEW because a photograph is not usable, see '
-            '`domains.surface.gate`; 0: every photograph is believed')
+        description='share of the good calibration parts that may go to REVIEW because a photograph is not usable, by '
+            'the gate of the domain; 0: every photograph is believed')
     mask_threshold: Share = Field(.5, description='probability from which on a pixel belongs to the defect')
     min_area_px: Annotated[float, Field(ge=0)] = Field(4., description='specks below it are dropped')
     mm_per_px: Annotated[float, Field(gt=0)]|None = Field(None,

@@ -168,7 +168,8 @@ def contact_sheet(
     from sads_jax.core.templates import render
     shots = []
     for r in varied(data.images, most):
-        shot = dict(picture='', trouble='', part=r.part_id, file=Path(r.file_name).name, truth=truth_text(r))
+        part = r.part_id if r.part_id.startswith('part') else f'part {r.part_id}'
+        shot = dict(picture='', trouble='', part=part, file=Path(r.file_name).name, truth=truth_text(r))
         masks = [class_map(r, data.categories) > 0] if any(a.segmentation for a in r.annotations) else []
         boxes = [a.box for a in r.annotations if not a.segmentation]
         try: shot['picture'] = photograph_svg(data.photograph(r), true_masks=masks, true_boxes=boxes, side=side,

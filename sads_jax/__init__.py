@@ -35,6 +35,7 @@ Modules:
 - `sads_jax.data.records`: What is known of each photograph: its part, its lot, its defects; COCO on disk
 - `sads_jax.data.splits`: Dividing photographs so that no part is on two sides, and the audits that prove it
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
+- `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled
 - `sads_jax.evaluation.charts`: Lines, dots and intervals as SVG: sharp at any size, and a few hundred bytes each
 - `sads_jax.evaluation.compare`: Is the new version better, or only lucky? Two models on the same photographs, part by part
 - `sads_jax.evaluation.explorer`: Move the threshold, and see which defects would pass, which good parts would be stopped, and what that rests on
@@ -45,6 +46,8 @@ Modules:
 - `sads_jax.evaluation.qualification`: May this station judge parts today? Golden samples, re-shots, and people beside the model
 - `sads_jax.evaluation.slices`: Where it is worse: escape and overkill by class, defect size, exposure and lot
 - `sads_jax.evaluation.suspects`: Photographs whose label the model contradicts with confidence: look at them before blaming the model
+- `sads_jax.inference.adapters`: From what a network says to what the rest of the system understands
+- `sads_jax.inference.export`: A program and its weights as two files that need none of our code to run
 - `sads_jax.inference.onnx`: The whole cascade as one ONNX graph for each bucket, which onnxruntime runs without JAX
 - `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
 - `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back

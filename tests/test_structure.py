@@ -155,6 +155,12 @@ def test_modules_are_what_the_notebooks_say(tmp_path):
     assert not stale, f'{stale}: run `make prepare`'
 
 
+def test_conventions_written_in_a_notebook_reach_the_docstring():
+    "A markdown cell that has lost the first sign of its mark would stay on the page and leave the module silent"
+    lost = [str(p.relative_to(ROOT)) for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if re.search(r'^ *"\| export', p.read_text(), re.M)]
+    assert not lost, lost
+
+
 # -- params.yaml and the factories know the same kinds
 
 def kinds(union) -> set[str]: return {m.model_fields['kind'].default for m in typing.get_args(typing.get_args(union)[0])}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -24,7 +25,7 @@ from .types import Defect, InspectionReport
 
 # %% ../../nbs/00_core/48_drawing.ipynb #21cca27c
 def outline_path(
-    mask:np.ndarray, # bool [H, W]
+    mask:Bool[np.ndarray, "h w"],
 ) -> str: # SVG path data [px]
     "The edges between mask and background"
     m = np.pad(np.asarray(mask, bool), 1)
@@ -49,14 +50,14 @@ def box_path(
 # %% ../../nbs/00_core/48_drawing.ipynb #842e4762
 def decode_mask(
     defect:Defect, # One defect of a report
-) -> np.ndarray: # bool [H, W], original image
+) -> Bool[np.ndarray, "h w"]: # original image
     "The mask of a reported defect"
     return coco.decode({'size': list(defect.mask.size), 'counts': defect.mask.counts.encode()}).astype(bool)
 
 def shrink_mask(
-    mask:np.ndarray, # bool [H, W]
+    mask:Bool[np.ndarray, "h w"],
     size:tuple[int, int], # width, height [px]
-) -> np.ndarray: # bool [height, width]
+) -> Bool[np.ndarray, "height width"]:
     "A mask at the size of a drawing; a pixel a quarter covered counts"
     if mask.shape[::-1] == size: return mask
     return np.asarray(Image.fromarray(mask.astype(np.uint8)*255).resize(size, Image.Resampling.BOX)) > 64
@@ -87,7 +88,7 @@ def _drawn(defect, scale, size):
         outline=outline_path(shrink_mask(decode_mask(defect), size)))
 
 def photograph_svg(
-    photograph:np.ndarray, # uint8 [H, W, 3]
+    photograph:UInt8[np.ndarray, "h w 3"],
     found:Sequence[Defect]=(), # What a report says of it
     *,
     true_masks:Sequence[np.ndarray]=(), # bool [H, W] each
@@ -104,7 +105,7 @@ def photograph_svg(
 
 def report_html(
     report:InspectionReport,
-    photograph:np.ndarray|None=None, # uint8 [H, W, 3], upright; None: words alone
+    photograph:UInt8[np.ndarray, "h w 3"]|None=None, # Upright; None: words alone
     *,
     side:int=420, # Longest side of the embedded picture [px]
 ) -> str: # HTML of one block, with its style

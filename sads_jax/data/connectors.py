@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -46,6 +46,7 @@ class Source(NamedTuple):
     load: Callable[[], tuple[bytes, ImageRecord]] # the file as it is, and its record; may raise `SADSError`
     path: Path|None = None # of that file, where there is one; its size is checked before `load` reads masks
 
+@runtime_checkable
 class BaseDataConnector(Protocol):
     "Anything that lists photographs; builders of `ConnectorFactory` return one"
     categories: tuple[str, ...] # defect classes, sorted

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+from jaxtyping import Bool
 from pycocotools import mask as _coco
 from scipy import ndimage
 
@@ -37,7 +38,7 @@ def segmentation_to_mask(
     height:int, # of the image [px]
     width:int, # of the image [px]
     where:str|None=None, # Named in errors
-) -> np.ndarray: # bool [H, W]
+) -> Bool[np.ndarray, "h w"]:
     "Decode any COCO segmentation; `DataError` if it was drawn on an image of another size, or is malformed"
     if isinstance(segmentation, dict):
         size = [int(s) for s in segmentation.get('size', ())]
@@ -67,7 +68,7 @@ def mask_box(mask:np.ndarray) -> tuple[float, float, float, float]: # x, y, widt
     return float(xs[0]), float(ys[0]), float(xs[-1]+1-xs[0]), float(ys[-1]+1-ys[0])
 
 def split_components(
-    mask:np.ndarray, # bool [H, W]
+    mask:Bool[np.ndarray, "h w"],
     min_area:int=4, # Smaller ones are dropped [px²]
 ) -> list[np.ndarray]: # bool [H, W] each, in scan order of their first pixel
     "The 8-connected pieces of a mask"
@@ -80,7 +81,7 @@ def read_mask(
     path:Path, # PNG, BMP or TIFF; colour is reduced to grey
     height:int, # of its image [px]
     width:int, # of its image [px]
-) -> np.ndarray: # bool [H, W]
+) -> Bool[np.ndarray, "h w"]:
     "A mask saved as a picture, true above half of white; `DataError` if unreadable or not of its image's size"
     path = Path(path)
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from ..core.errors import ImageError
@@ -37,7 +38,7 @@ def read_image(
     *,
     max_megapixels:float=MAX_MEGAPIXELS, # Largest picture decoded [Mpx]
     name:str|None=None, # How errors call it; by default the path
-) -> np.ndarray: # uint8 [H, W, 3]
+) -> UInt8[np.ndarray, "h w 3"]:
     "Decode one photograph upright in 8-bit RGB; `ImageError` naming the file, the cause and the remedy"
     where = name or ('the image' if isinstance(src, bytes) else str(src))
     with open_picture(src, max_megapixels=max_megapixels, name=where) as im:
@@ -140,7 +141,7 @@ def choose_bucket(
     return max(range(len(buckets)), key=merit)
 
 def letterbox(
-    image:np.ndarray, # uint8 [H, W, 3]
+    image:UInt8[np.ndarray, "h w 3"],
     buckets:Sequence[tuple[int, int]], # Height, width of each [px]
 ) -> tuple[np.ndarray, Placement]: # Canvas uint8 [Hb, Wb, 3] and where the image lies on it
     "Scale (antialiased, may enlarge) and centre an image on the canvas of its bucket, padded with 127"
@@ -173,7 +174,7 @@ def letterbox_mask(
 def to_canvas(
     boxes, # [..., 4] in original px
     placement:Placement,
-) -> np.ndarray: # float32 [..., 4] in canvas px
+) -> Float32[np.ndarray, "... 4"]: # in canvas px
     "Boxes of the original image on its canvas"
     p = placement
     f = np.array([p.width/p.original_width, p.height/p.original_height]*2)
@@ -182,7 +183,7 @@ def to_canvas(
 def to_original(
     boxes, # [..., 4] in canvas px
     placement:Placement,
-) -> np.ndarray: # float32 [..., 4] in original px
+) -> Float32[np.ndarray, "... 4"]: # in original px
     "Boxes of a canvas in pixels of the original image, clipped to it"
     p = placement
     f = np.array([p.original_width/p.width, p.original_height/p.height]*2)

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from ..core.errors import DataError, ImageError
 from ..core.files import write_whole
@@ -92,7 +93,7 @@ class InspectionData:
 
 # %% ../../nbs/02_data/10_records.ipynb #7c426eea
 def annotate_mask(
-    mask:np.ndarray, # bool [H, W]
+    mask:Bool[np.ndarray, "h w"],
     category:str, # Its defect class
     min_area:int=4, # Specks below it are dropped [px²]
     split:bool=True, # One annotation for each connected component
@@ -102,7 +103,7 @@ def annotate_mask(
     return tuple(Annotation(category, mask_box(p), mask_to_rle(p), float(p.sum())) for p in pieces)
 
 def annotate_class_map(
-    class_map:np.ndarray, # uint8 [H, W], 0 = background, 1 + class index
+    class_map:UInt8[np.ndarray, "h w"], # 0 = background, 1 + class index
     categories:Sequence[str],
     min_area:int=4, # Specks below it are dropped [px²]
 ) -> tuple[Annotation, ...]:
@@ -130,7 +131,7 @@ def instance_masks(record:ImageRecord) -> list[np.ndarray]: # bool [H, W] for ea
 def class_map(
     record:ImageRecord,
     categories:Sequence[str], # Of the data set
-) -> np.ndarray: # uint8 [H, W]
+) -> UInt8[np.ndarray, "h w"]:
     "0 for background, 1 + class index for defects; smaller defects on top; `DataError` on a label not in `categories`"
     out = np.zeros((record.height, record.width), np.uint8)
     masks = instance_masks(record)
@@ -167,7 +168,8 @@ def contact_sheet(
     from sads_jax.core.templates import render
     shots = []
     for r in varied(data.images, most):
-        shot = dict(picture='', trouble='', part=r.part_id, file=Path(r.file_name).name, truth=truth_text(r))
+        part = r.part_id if r.part_id.startswith('part') else f'part {r.part_id}'
+        shot = dict(picture='', trouble='', part=part, file=Path(r.file_name).name, truth=truth_text(r))
         masks = [class_map(r, data.categories) > 0] if any(a.segmentation for a in r.annotations) else []
         boxes = [a.box for a in r.annotations if not a.segmentation]
         try: shot['picture'] = photograph_svg(data.photograph(r), true_masks=masks, true_boxes=boxes, side=side,

@@ -14,9 +14,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from ..core.errors import DataError, SADSError
 from ..core.factory import Factory
@@ -34,6 +35,7 @@ from .operating import operating_curve, rate_text
 from . import intervals, localisation, pod, probability, slices, suspects # noqa: F401
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #5a5739ba
+@runtime_checkable
 class Inspector(Protocol):
     "What an evaluation needs of a pipeline; `SADSPipeline` is one"
     model_version: str
@@ -60,7 +62,7 @@ def true_boxes(
 def true_map(
     record:ImageRecord,
     categories:Sequence[str], # Class names
-) -> np.ndarray|None: # uint8 [H, W], 0 = background, 1 + class index; None where masks are not known
+) -> UInt8[np.ndarray, "h w"]|None: # 0 = background, 1 + class index; None where masks are not known
     "The mask somebody drew; a box alone is no mask"
     if record.defective is None or record.weak or any(a.segmentation is None for a in record.annotations): return None
     return class_map(record, categories)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from ..core.drawing import photograph_svg
 from ..core.errors import SADSError
@@ -23,7 +24,7 @@ from .metrics import Judged
 
 # %% ../../nbs/07_evaluation/38_gallery.ipynb #9cdab94d
 def overlay_svg(
-    image:np.ndarray, # uint8 [H, W, 3]
+    image:UInt8[np.ndarray, "h w 3"],
     row:Judged, # Its truth and its report
     categories:Sequence[str], # Class names
     *,

@@ -16,32 +16,33 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
 from .metrics import Judged, MetricFactory, score_levels
 
 # %% ../../nbs/07_evaluation/14_intervals.ipynb #e94f3735
 def counted_auroc(
-    pos:np.ndarray, # float [..., G], how many defective ones have each score, rising
-    neg:np.ndarray, # float [..., G], how many good ones
-) -> np.ndarray: # float [...], 0..1; nan unless both kinds are present
+    pos:Float[np.ndarray, "... g"], # How many defective ones have each score, rising
+    neg:Float[np.ndarray, "... g"], # How many good ones
+) -> Float[np.ndarray, "..."]: # 0..1; nan unless both kinds are present
     "Chance that a defective one outscores a good one, from counts; ties count half"
     below = np.cumsum(neg, -1) - neg/2
     with np.errstate(invalid='ignore'): return (pos*below).sum(-1)/(pos.sum(-1)*neg.sum(-1))
 
 def counted_ap(
-    pos:np.ndarray, # float [..., G], how many defective ones have each score, rising
-    neg:np.ndarray, # float [..., G], how many good ones
-) -> np.ndarray: # float [...], 0..1; nan without defective ones
+    pos:Float[np.ndarray, "... g"], # How many defective ones have each score, rising
+    neg:Float[np.ndarray, "... g"], # How many good ones
+) -> Float[np.ndarray, "..."]: # 0..1; nan without defective ones
     "Average precision from counts per score"
     tp = np.cumsum(pos[..., ::-1], -1)
     seen = tp + np.cumsum(neg[..., ::-1], -1)
     with np.errstate(invalid='ignore'): return (pos[..., ::-1]*tp/np.maximum(seen, 1e-300)).sum(-1)/tp[..., -1]
 
 def score_counts(
-    part:np.ndarray, # int [N], index of each image's part
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    part:Int[np.ndarray, " n"], # Index of each image's part
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
 ) -> tuple[sparse.csr_array, sparse.csr_array]: # defective, good: how many of each part [P] have each score [G], rising
     "Images sorted into parts and scores"
     part, y = np.asarray(part, int), np.asarray(y, bool)
@@ -55,18 +56,18 @@ def part_draws(
     parts:int, # How many there are
     replicates:int=1000,
     seed:int=0,
-) -> np.ndarray: # int [R, P], how often each part was drawn; rows sum to P
+) -> Int[np.ndarray, "r p"]: # how often each part was drawn; rows sum to P
     "Parts drawn with replacement"
     if not parts: return np.zeros((replicates, 0), int)
     return np.random.default_rng(seed).multinomial(parts, np.full(parts, 1/parts), replicates)
 
 def replicated(
     figure:Callable[[np.ndarray, np.ndarray], np.ndarray], # `counted_auroc` or `counted_ap`
-    draws:np.ndarray, # int [R, P]
+    draws:Int[np.ndarray, "r p"],
     pos:sparse.csr_array, # [P, G] as `score_counts` gives
     neg:sparse.csr_array, # [P, G]
     room:int=4_000_000, # most numbers held at a time
-) -> np.ndarray: # float [R]; nan where a replicate lacks a kind
+) -> Float[np.ndarray, " r"]: # nan where a replicate lacks a kind
     "The figure in each replicate"
     step = max(1, room//max(pos.shape[1], 1))
     return np.concatenate([figure((pos.T @ d.T).T, (neg.T @ d.T).T) for d in _chunks(draws, step)])
@@ -75,7 +76,7 @@ def _chunks(draws, step) -> Iterator[np.ndarray]:
     for i in range(0, len(draws), step): yield draws[i:i + step].astype(float)
 
 def percentile_interval(
-    values:np.ndarray, # float [R], nan where not defined
+    values:Float[np.ndarray, " r"], # nan where not defined
     conf:float=.95,
 ) -> tuple[float|None, float|None]: # low, high; None if fewer than half of the replicates are defined
     "The middle `conf` of the replicates"
@@ -107,8 +108,8 @@ class IntervalsMetric:
         Ends are None where all replicates agree: a perfect score says nothing of its interval.
         """
         draws = part_draws(len(self.index), self.replicates, self.seed)
-        pos, neg = score_counts(*(np.array(self.images, float).reshape(-1,
-            3).T)) if self.images else (sparse.csr_array((0, 0)),)*2
+        part, y, score = np.array(self.images, float).reshape(-1, 3).T
+        pos, neg = score_counts(part.astype(int), y > 0, score)
         at = list(self.pixels)
         neg_px, pos_px = (sparse.csr_array(np.array([self.pixels[p][k] for p in at], float).reshape(-1, self.bins))
             for k in (0, 1))

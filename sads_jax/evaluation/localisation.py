@@ -21,14 +21,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from .metrics import Judged, MetricFactory, score_levels
 from ..ops.host import host_components
 
 # %% ../../nbs/07_evaluation/12_localisation.ipynb #63b272c9
 def region_votes(
-    level:np.ndarray, # int [H, W], bin of each pixel's score
-    mask:np.ndarray, # bool [H, W], defects
+    level:Int[np.ndarray, "h w"], # Bin of each pixel's score
+    mask:Bool[np.ndarray, "h w"], # Defects
     bins:int,
 ) -> tuple[np.ndarray, int]: # float64 [bins] that sums to the number of regions; the number of regions (8-connected)
     "How much of the defects has which score, each region weighing 1; add up over images"
@@ -38,8 +39,8 @@ def region_votes(
     return np.bincount(level[mask], 1/areas[inside], minlength=bins), n
 
 def pro_points(
-    votes:np.ndarray, # float [bins], rising score, of all regions
-    clean:np.ndarray, # int [bins], pixels without defect
+    votes:Float[np.ndarray, " bins"], # Rising score, of all regions
+    clean:Int[np.ndarray, " bins"], # Pixels without defect
 ) -> tuple[np.ndarray, np.ndarray]: # false positive rate, mean recall of a region [1 + bins], rising; or both empty
     "The per-region-overlap curve, from the highest score down"
     if not votes.sum() or not clean.sum(): return np.zeros(0), np.zeros(0)
@@ -47,8 +48,8 @@ def pro_points(
     return up(clean), up(votes)
 
 def area_below(
-    x:np.ndarray, # float [T], rising
-    y:np.ndarray, # float [T]
+    x:Float[np.ndarray, " t"], # Rising
+    y:Float[np.ndarray, " t"],
     limit:float, # Where to stop on `x`
 ) -> float|None: # Mean height, 0..1 for rates; None for an empty curve
     "Area under straight lines up to `limit`, over `limit`"
@@ -60,9 +61,9 @@ def area_below(
 
 # %% ../../nbs/07_evaluation/12_localisation.ipynb #d8b4e94c
 def pimo_weights(
-    normal:np.ndarray, # float [bins], rising score: share of pixels of good photographs, averaged over them
+    normal:Float[np.ndarray, " bins"], # Rising score: share of pixels of good photographs, averaged over them
     bounds:tuple[float, float]=(1e-5, 1e-4), # tolerated share of clean pixels
-) -> np.ndarray: # float [bins], 0..1 rising: what a defect pixel adds to its photograph's AUPIMO, times the area
+) -> Float[np.ndarray, " bins"]: # 0..1 rising: what a defect pixel adds to its photograph's AUPIMO, times the area
     "Over which part of the bounds, on a logarithmic scale, pixels of each score are seen"
     fpr = np.append(np.cumsum(normal[::-1]), np.inf) # from which on a bin is above the threshold
     low, high = bounds

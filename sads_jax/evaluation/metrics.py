@@ -25,6 +25,7 @@ from io import StringIO
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Int64, Integer, UInt8
 from pycocotools import mask as _rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -35,8 +36,8 @@ from ..core.types import Defect, InspectionReport
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #47cc13bc
 def auroc(
-    y:np.ndarray, # bool [N], True = defective
-    score:np.ndarray, # float [N], higher = more suspicious
+    y:Bool[np.ndarray, " n"], # True = defective
+    score:Float[np.ndarray, " n"], # Higher = more suspicious
 ) -> float|None: # 0..1; None unless both kinds are present
     "Chance that a defective one outscores a good one; ties count half"
     y, score = np.asarray(y, bool), np.asarray(score, float)
@@ -46,8 +47,8 @@ def auroc(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #c51964fa
 def pr_points(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # precision [T], recall [T], threshold [T] falling
     "Precision and recall at each distinct score, from the highest down; empty unless something is defective"
     y, score = np.asarray(y, bool), np.asarray(score, float)
@@ -59,16 +60,16 @@ def pr_points(
     return tp/(last + 1), tp/tp[-1], score[last]
 
 def average_precision(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
 ) -> float|None: # 0..1; None if nothing is defective
     "Area under the precision-recall steps"
     p, r, _ = pr_points(y, score)
     return float(np.sum(np.diff(r, prepend=0)*p)) if len(p) else None
 
 def roc_points(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # false positive rate [T], true positive rate [T], threshold [T] falling
     "The ROC's corners from (0, 0), whose threshold is inf, to (1, 1); empty unless both kinds are present"
     y, score = np.asarray(y, bool), np.asarray(score, float)
@@ -81,8 +82,8 @@ def roc_points(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #b3edb852
 def f1_max(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
 ) -> tuple[float|None, float|None]: # best F1, 0..1, and the score it suspects from; None without defective ones
     "The best F1 of any threshold; of equals the highest threshold"
     p, r, t = pr_points(y, score)
@@ -91,8 +92,8 @@ def f1_max(
     return float(f1.max()), float(t[f1.argmax()])
 
 def passed_good(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
     missed:float=.05, # n: share of the defective ones that may pass
 ) -> float|None: # 0..1; None unless both kinds are present
     "PG n: the share of good ones below a threshold that lets at most `missed` of the defective ones pass"
@@ -100,8 +101,8 @@ def passed_good(
     return float(1 - fpr[1 - tpr <= missed + 1e-12].min()) if len(fpr) else None
 
 def caught_bad(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
     stopped:float=.05, # n: share of the good ones that may be stopped
 ) -> float|None: # 0..1; None unless both kinds are present
     "PB n: the share of defective ones above a threshold that stops at most `stopped` of the good ones"
@@ -110,8 +111,8 @@ def caught_bad(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #b3fe6a57
 def size_matched_auroc(
-    y:np.ndarray, # bool [N]
-    score:np.ndarray, # float [N]
+    y:Bool[np.ndarray, " n"],
+    score:Float[np.ndarray, " n"],
     sizes:np.ndarray, # [N, 2] width, height [px]
     within:float=.1, # two sides match if they differ by less than this share of the longer
 ) -> tuple[float|None, int]: # AUROC over matched pairs (None if there are none), number of pairs
@@ -126,8 +127,8 @@ def size_matched_auroc(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #718a02cf
 def simple_features(
-    image:np.ndarray, # uint8 [H, W, 3]
-) -> np.ndarray: # float [4]: width, height [px], mean and standard deviation of grey, 0..255
+    image:UInt8[np.ndarray, "h w 3"],
+) -> Float[np.ndarray, " 4"]: # width, height [px], mean and standard deviation of grey, 0..255
     "What can be said of a photograph without looking at it"
     grey = image.mean(-1)
     return np.array([image.shape[1], image.shape[0], grey.mean(), grey.std()])
@@ -139,10 +140,10 @@ def _simple_model():
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 def trivial_baseline(
-    train:np.ndarray, # float [T, F] features of the training images
-    train_y:np.ndarray, # bool [T]
-    features:np.ndarray, # float [N, F] features of the evaluated images
-    y:np.ndarray, # bool [N]
+    train:Float[np.ndarray, "t f"], # Features of the training images
+    train_y:Bool[np.ndarray, " t"],
+    features:Float[np.ndarray, "n f"], # Features of the evaluated images
+    y:Bool[np.ndarray, " n"],
 ) -> float|None: # AUROC on the evaluated images; None unless both sides have both kinds
     "AUROC of a logistic regression on simple features, fitted on training images and judged on evaluated ones"
     train_y, y = np.asarray(train_y, bool), np.asarray(y, bool)
@@ -150,8 +151,8 @@ def trivial_baseline(
     return auroc(y, _simple_model().fit(train, train_y).decision_function(features))
 
 def grouped_baseline(
-    features:np.ndarray, # float [N, F]
-    y:np.ndarray, # bool [N]
+    features:Float[np.ndarray, "n f"],
+    y:Bool[np.ndarray, " n"],
     parts:Sequence[str], # [N], part of each image
     folds:int=5,
 ) -> float|None: # AUROC of the held-out scores; None where a fold's rest lacks one of the kinds
@@ -229,11 +230,11 @@ def detection_map(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #919e7318
 def match_boxes(
-    truth:np.ndarray, # float [N, 4]
-    found:np.ndarray, # float [K, 4]
-    scores:np.ndarray, # float [K]
+    truth:Float[np.ndarray, "n 4"],
+    found:Float[np.ndarray, "k 4"],
+    scores:Float[np.ndarray, " k"],
     iou:float=.5, # least overlap of a match
-) -> np.ndarray: # int [N]: index into `found`, or -1 where the truth was missed
+) -> Int[np.ndarray, " n"]: # index into `found`, or -1 where the truth was missed
     "Greedy matching as in COCO: best score first, each detection takes the free true box it overlaps most"
     out = np.full(len(truth), -1)
     if not len(truth) or not len(found): return out
@@ -244,8 +245,8 @@ def match_boxes(
     return out
 
 def classification_report(
-    y:np.ndarray, # int [N], true class
-    p:np.ndarray, # int [N], predicted class
+    y:Int[np.ndarray, " n"]|Sequence[int], # True class
+    p:Int[np.ndarray, " n"]|Sequence[int], # Predicted class
     n_classes:int, # L
 ) -> dict[str, Any]: # n, accuracy, macro_f1; [L] support, precision, recall, f1; confusion int [L, L] (true, predicted)
     "Accuracy, F1 and confusion of class names; macro-F1 averages the classes that occur in truth or prediction"
@@ -263,14 +264,14 @@ def classification_report(
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #30d8a121
 def decode_mask(
     defect:Defect, # One defect of a report
-) -> np.ndarray: # bool [H, W], original image
+) -> Bool[np.ndarray, "h w"]: # original image
     "The mask of a reported defect"
     return _rle.decode({'size': list(defect.mask.size), 'counts': defect.mask.counts.encode()}).astype(bool)
 
 def reported_map(
     report:InspectionReport, # Its `image_size` gives H and W
     categories:Sequence[str], # Class names
-) -> np.ndarray: # uint8 [H, W], 0 = background, 1 + class index
+) -> UInt8[np.ndarray, "h w"]: # 0 = background, 1 + class index
     "Class of every pixel according to a report; where masks overlap, the better score is on top"
     w, h = report.image_size
     out = np.zeros((h, w), np.uint8)
@@ -278,10 +279,10 @@ def reported_map(
     return out
 
 def mask_counts(
-    true:np.ndarray, # uint8 [H, W], 0 = background, 1 + class index
+    true:Integer[np.ndarray, "h w"], # 0 = background, 1 + class index
     found:np.ndarray, # same
     n_classes:int, # L
-) -> np.ndarray: # int64 [1 + L, 3]: pixels in both, only found, only true; row 0 any defect, row 1 + c class c
+) -> Int64[np.ndarray, "_ 3"]: # pixels in both, only found, only true; row 0 any defect, row 1 + c class c
     "Pixels that truth and prediction share and don't, per class; add up over images"
     if true.shape != found.shape: raise ValueError(f'sizes differ: {true.shape} and {found.shape}')
     m = np.bincount(true.ravel().astype(int)*(n_classes + 1) + found.ravel(),
@@ -292,7 +293,7 @@ def mask_counts(
     return out
 
 def mask_scores(
-    counts:np.ndarray, # int [R, 3] as `mask_counts` gives
+    counts:Int[np.ndarray, "r 3"], # As `mask_counts` gives
 ) -> tuple[list, list]: # IoU [R], Dice [R]; None where neither truth nor prediction has a pixel
     "Intersection over union and Dice from pixel counts"
     both, extra, missed = np.asarray(counts, float).T
@@ -301,26 +302,26 @@ def mask_scores(
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #62667eb1
 def score_levels(
-    score_map:np.ndarray, # float [H, W], 0..1; not a number counts as 0
+    score_map:Float[np.ndarray, "h w"], # 0..1; not a number counts as 0
     bins:int=65536,
-) -> np.ndarray: # int64 [H, W], 0 .. bins - 1
+) -> Int64[np.ndarray, "h w"]: # 0 .. bins - 1
     "The bin of each pixel's score"
     return np.clip(np.nan_to_num(score_map)*bins, 0, bins - 1).astype(np.int64)
 
 def pixel_histogram(
-    score_map:np.ndarray, # float [H, W], 0..1
-    class_map:np.ndarray, # uint8 [H, W], 0 = background, 1 + class index
+    score_map:Float[np.ndarray, "h w"], # 0..1
+    class_map:Integer[np.ndarray, "h w"], # 0 = background, 1 + class index
     n_classes:int, # L
     bins:int=65536,
-) -> np.ndarray: # int64 [1 + L, bins]
+) -> Int64[np.ndarray, "_ bins"]:
     "How many pixels of background (row 0) and of each class have which score; add up over images"
     if score_map.shape != class_map.shape: raise ValueError(f'sizes differ: {score_map.shape} and {class_map.shape}')
     return np.bincount((class_map.astype(np.int64)*bins + score_levels(score_map, bins)).ravel(),
         minlength=(n_classes + 1)*bins).reshape(n_classes + 1, bins)
 
 def histogram_ap(
-    positive:np.ndarray, # int [bins], rising score
-    negative:np.ndarray, # int [bins]
+    positive:Int[np.ndarray, " bins"], # Rising score
+    negative:Int[np.ndarray, " bins"],
 ) -> float|None: # 0..1; None without positives
     "Average precision from counts per score bin"
     pos, neg = np.cumsum(positive[::-1]), np.cumsum(negative[::-1])
@@ -334,7 +335,7 @@ class Judged:
     record: Any # data.records.ImageRecord
     report: InspectionReport
     true: Boxes|None # None where boxes are not known (weak label, or none at all)
-    found: Boxes # every box that left the detector, named by the classifier
+    found: Boxes|None # every box that left the detector, named by the classifier; None where nobody asked it
     class_map: np.ndarray|None = None # uint8 [H, W] truth; None where masks are not known
     score_map: np.ndarray|None = None # float32 [H, W], 0..1
     true_labels: np.ndarray|None = None # int [N], the classifier's names for the true boxes, where it was asked

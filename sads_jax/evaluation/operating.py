@@ -70,8 +70,8 @@ def _cuts(scores):
     return np.concatenate([[s[0]/2 if s[0] > 0 else s[0]], (s[1:] + s[:-1])/2, [top]])
 
 def operating_curve(
-    scores:Sequence[float], # [N], image scores
-    defective:Sequence[bool], # [N]
+    scores:Sequence[float]|np.ndarray, # [N], image scores
+    defective:Sequence[bool]|np.ndarray, # [N]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # threshold [T] rising, escaped [T], overkilled [T] (counts)
     "How many defective images score below each threshold and how many good ones do not, before any rule"
     scores, defective = np.asarray(scores, float), np.asarray(defective, bool)
@@ -90,9 +90,9 @@ class PartScores(NamedTuple):
     severity: np.ndarray # str [P], the worst it shows; '' for good parts
 
 def by_part(
-    scores:Sequence[float], # [N], of photographs
-    defective:Sequence[bool], # [N]
-    parts:Sequence[str], # [N]
+    scores:Sequence[float]|np.ndarray, # [N], of photographs
+    defective:Sequence[bool]|np.ndarray, # [N]
+    parts:Sequence[str|int], # [N]
     severities:Sequence[str]|None=None, # [N], the worst that each defective photograph shows; default: critical
     views:str='each', # or 'all', as above
 ) -> PartScores:
@@ -189,9 +189,9 @@ def _along_curve(spec, scores, defective, part):
 # %% ../../nbs/07_evaluation/20_operating.ipynb #d1d68458
 def choose_threshold(
     spec:ThresholdSpec, # decision.threshold of params.yaml
-    scores:Sequence[float], # [N], image scores of the calibration images, 0..1
-    defective:Sequence[bool], # [N]
-    parts:Sequence[str]|None=None, # [N], part of each; default: each its own
+    scores:Sequence[float]|np.ndarray, # [N], image scores of the calibration images, 0..1
+    defective:Sequence[bool]|np.ndarray, # [N]
+    parts:Sequence[str|int]|None=None, # [N], part of each; default: each its own
     severities:Sequence[str]|None=None, # [N], the worst that each defective image shows; default: critical
 ) -> tuple[float, dict[str, Any]]: # the threshold, and how it was chosen
     """The score from which on an image is suspected, and why; `DataError` where images or parts are missing
@@ -228,9 +228,9 @@ def _explained(kind, threshold, how, scores, defective, part, promises):
 # %% ../../nbs/07_evaluation/20_operating.ipynb #ce6a6fef
 def choose_limit(
     share:float, # Of good parts, how many may go to REVIEW; decision.review_overkill of params.yaml
-    distances:Sequence[float], # [N], of good calibration images, from the good parts of the training
-    parts:Sequence[str], # [N], part of each
-    clean:Sequence[bool], # [N], whether the image would pass without this limit
+    distances:Sequence[float]|np.ndarray, # [N], of good calibration images, from the good parts of the training
+    parts:Sequence[str|int], # [N], part of each
+    clean:Sequence[bool]|np.ndarray, # [N], whether the image would pass without this limit
     what:str='anomaly', # What is far away, for the sentence
 ) -> tuple[float|None, dict[str, Any]]: # The limit, None with too few parts; limit, how, parts, beyond (a `rate`), text
     "The distance that at most `share` of new good parts should exceed, and why"
@@ -257,7 +257,7 @@ def choose_limit(
 def escape_overkill(
     verdicts:Sequence[Verdict], # [N]
     defective:Sequence[bool|None], # [N]; None = nobody knows: such images are left out
-    parts:Sequence[str], # [N], part of each image
+    parts:Sequence[str|int], # [N], part of each image
 ) -> dict[str, Any]: # image, part: escape, overkill, false_fail, review (`rate`s); part_all_views: escape
     "Escape and overkill by image and by part, with 95 % intervals; a part with any defective image is defective"
     rows = [(Verdict(v), bool(d), p) for v, d, p in zip(verdicts, defective, parts, strict=True) if d is not None]

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 from scipy.stats import chi2
@@ -43,9 +44,9 @@ class PodFit(NamedTuple):
 def _log_likelihood(z, hit, w): return float(w @ (hit*z - np.logaddexp(0, z)))
 
 def fit_pod(
-    size:np.ndarray, # float [N], > 0
-    hit:np.ndarray, # bool [N]
-    weight:np.ndarray|None=None, # float [N]; ones if absent
+    size:Float[np.ndarray, " n"], # > 0
+    hit:Bool[np.ndarray, " n"],
+    weight:Float[np.ndarray, " n"]|None=None, # Ones if absent
 ) -> PodFit|None: # None without a best curve: all hit, none hit, cleanly divided, or all of one size
     "Maximum-likelihood logistic curve of hit against ln(size)"
     x, hit = np.log(np.asarray(size, float)), np.asarray(hit, bool)
@@ -76,9 +77,9 @@ def pod_size(
 # %% ../../nbs/07_evaluation/22_pod.ipynb #347ae037
 def pod_bound(
     fit:PodFit,
-    size:np.ndarray, # float [N], as fitted
-    hit:np.ndarray, # bool [N]
-    weight:np.ndarray|None=None, # float [N]
+    size:Float[np.ndarray, " n"], # As fitted
+    hit:Bool[np.ndarray, " n"],
+    weight:Float[np.ndarray, " n"]|None=None,
     *,
     p:float=.9,
     conf:float=.95, # one-sided
@@ -103,7 +104,7 @@ def pod_bound(
 # %% ../../nbs/07_evaluation/22_pod.ipynb #6d193c42
 def defect_lengths(
     record:ImageRecord,
-) -> np.ndarray: # float [N], in the order of its annotations [px]
+) -> Float[np.ndarray, " n"]: # in the order of its annotations [px]
     "Largest extent of every marked defect; of its box, where no more was drawn"
     return np.array([max_feret(m) for m in instance_masks(record)], float)
 

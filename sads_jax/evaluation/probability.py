@@ -25,8 +25,8 @@ def _log_odds(s):
 
 def fit_probability(
     kind:str, # platt or isotonic; decision.probability of params.yaml
-    scores:Sequence[float], # [N], image scores of the calibration photographs, 0..1
-    defective:Sequence[bool], # [N]
+    scores:Sequence[float]|np.ndarray, # [N], image scores of the calibration photographs, 0..1
+    defective:Sequence[bool]|np.ndarray, # [N]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]|None: # Rising scores [T], probabilities [T]; None for one kind only
     "The curve from score to probability (Platt 1999; Zadrozny and Elkan 2002); it never falls nor says 0 or 1"
     s, y = np.asarray(scores, float), np.asarray(defective, bool)
@@ -52,8 +52,8 @@ def fit_probability(
 
 # %% ../../nbs/07_evaluation/18_probability.ipynb #137714fa
 def reliability(
-    probabilities:Sequence[float], # [N], 0..1
-    defective:Sequence[bool], # [N]
+    probabilities:Sequence[float]|np.ndarray, # [N], 0..1
+    defective:Sequence[bool]|np.ndarray, # [N]
     bins:int=10, # Of equal width
 ) -> list[dict[str, Any]]: # low, high, said (mean probability), defective (share), images; empty bins are left out
     "What was said and what was so, bin by bin"

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import hypergeom
 
 from ..core.types import Verdict
@@ -36,7 +37,7 @@ def worse_than(
 
 def holm(
     p:Sequence[float], # [N]
-) -> np.ndarray: # float [N], 0..1
+) -> Float[np.ndarray, " n"]: # 0..1
     "p values corrected for having made N tests (Holm's step-down)"
     p = np.asarray(p, float)
     order = np.argsort(p, kind='stable')

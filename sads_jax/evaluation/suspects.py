@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from .metrics import Judged, MetricFactory
 
 # %% ../../nbs/07_evaluation/26_suspects.ipynb #a50e5e63
 def confident_disagreement(
-    probs:np.ndarray, # float [N, L], out-of-sample score of each class; rows need not sum to 1
-    labels:np.ndarray, # int [N], 0 .. L - 1
+    probs:Float[np.ndarray, "n l"], # Out-of-sample score of each class; rows need not sum to 1
+    labels:Int[np.ndarray, " n"], # 0 .. L - 1
 ) -> tuple[np.ndarray, np.ndarray]: # indices of suspects [S], most confident first; class they look like [S]
     "Those whose most probable confident class is not their label, ranked by how far it outscores the label"
     probs, labels = np.asarray(probs, float), np.asarray(labels, int)

@@ -27,9 +27,10 @@ _STYLE = '''<style>
 .sads svg{width:300px;height:auto}.sads path{fill:none;vector-effect:non-scaling-stroke}
 .sads .halo{stroke:#000;stroke-opacity:.55;stroke-width:3.4}
 .sads .found path:last-child{stroke:#ff8a1f;stroke-width:1.7}
-.sads .box{stroke:#ff8a1f;stroke-dasharray:4 3}.sads .name{fill:#fff;stroke:#000;stroke-width:3px;paint-order:stroke}
+.sads .box{stroke:#ff8a1f;stroke-dasharray:4 3}
+.sads .name{fill:#fff;stroke:#000;stroke-opacity:.75;stroke-width:2px;stroke-linejoin:round;paint-order:stroke}
 .sads b{color:#fff;border-radius:4px;padding:1px 8px}.sads ul{margin:6px 0;padding-left:18px}.sads small{color:#5d6975}
-.sads td,.sads th{padding:3px 10px;text-align:left}</style>'''
+.sads table{font-size:13px}.sads td,.sads th{padding:3px 10px;text-align:left}</style>'''
 
 def verdict_html(
     verdict:Verdict,

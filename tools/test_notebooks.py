@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from kept_programs import keep_programs
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import nb_test_cells, test_nb
@@ -33,6 +34,7 @@ def in_own_processes(
     files:list[Path],
 ) -> Iterator[tuple[Path, Any]]: # Notebook and what `work` gave, as they end
     "Call `work` on each notebook in a process of its own, two at a time"
+    keep_programs()
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:

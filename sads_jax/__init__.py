@@ -2,6 +2,7 @@
 
 Modules:
 
+- `sads_jax.core.canvas`: The fixed numbers of a canvas: what it is padded with, and how many of its pixels one cell of each map covers
 - `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
 - `sads_jax.data.failures`: What cameras, lights and cables make of a good photograph, to test a line with
 - `sads_jax.data.recognise`: What a folder of photographs is, and what is in it, before anybody has to know a parameter

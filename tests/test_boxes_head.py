@@ -9,6 +9,7 @@ import pytest
 from fake_cascade import bright, dark_cascade
 from flax import nnx
 
+from sads_jax.core.canvas import CELL
 from sads_jax.core.params import Params
 from sads_jax.data.dataset import Example
 from sads_jax.data.images import Placement, Window
@@ -16,7 +17,7 @@ from sads_jax.evaluation.metrics import detection_map, make_boxes
 from sads_jax.inference.adapters import DetectionAdapter, candidates
 from sads_jax.models.backbone import pure, to_flat
 from sads_jax.models.detector import Detector, is_frozen
-from sads_jax.ops.boxes import CELL, boxes_at, sides_of
+from sads_jax.ops.boxes import boxes_at, sides_of
 from sads_jax.training.losses import own_cells
 from sads_jax.training.trainers import Samples, _gather, _view, make_task
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..core.canvas import PAD
 from ..core.errors import ImageError
 from ..core.params import TileSpec
 from ..core.pictures import MAX_MEGAPIXELS, decode, open_picture
@@ -135,7 +136,7 @@ def letterbox(
     image:np.ndarray, # uint8 [H, W, 3]
     buckets:Sequence[tuple[int, int]], # Height, width of each [px]
 ) -> tuple[np.ndarray, Placement]: # Canvas uint8 [Hb, Wb, 3] and where the image lies on it
-    "Scale (antialiased, may enlarge) and centre an image on the canvas of its bucket, padded with 127"
+    "Scale (antialiased, may enlarge) and centre an image on the canvas of its bucket, padded with `PAD`"
     h, w = image.shape[:2]
     i = choose_bucket(h, w, buckets)
     hb, wb = buckets[i]
@@ -143,7 +144,7 @@ def letterbox(
     ch, cw = min(hb, max(1, round(h*scale))), min(wb, max(1, round(w*scale)))
     p = Placement(i, scale, (hb-ch)//2, (wb-cw)//2, ch, cw, h, w)
     small = image if (ch, cw) == (h, w) else np.asarray(Image.fromarray(image).resize((cw, ch), Image.Resampling.BILINEAR))
-    canvas = np.full((hb, wb, 3), 127, np.uint8)
+    canvas = np.full((hb, wb, 3), PAD, np.uint8)
     canvas[p.top:p.top+ch, p.left:p.left+cw] = small
     return canvas, p
 

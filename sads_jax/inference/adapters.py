@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.canvas import MAP, PAD
 from ..core.factory import Factory
 from ..core.types import Detections
 from ..ops.boxes import boxes_at
@@ -32,7 +33,6 @@ def known(
     "`x`, with NaN where it is not finite: a sigmoid would make a plain 0 or 1 of infinity"
     return jnp.where(jnp.isfinite(x), x, jnp.nan)
 
-_MAP = 4 # canvas px per cell of the defect map
 _SPECK = 2. # cells: a region scores 1 - exp(-size/_SPECK) of what its map says, since specks of a cell or two are noise more often than larger ones
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #fe721a45
@@ -70,11 +70,11 @@ class DetectionAdapter:
         told = jnp.isfinite(boxes).all((1, 2)) & jnp.isfinite(scores).all(1)
         dense = jnp.where(told[:, None, None], jax.nn.sigmoid(known(defect_map)), jnp.nan)
         h, w = dense.shape[1:]
-        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32)*_MAP)
+        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32)*MAP)
         if images is not None:
             inside = photographed(images)
             dense = jnp.where(inside, dense, 0)
-            x, y = (jnp.clip(jnp.nan_to_num(boxes[..., i] + boxes[..., i+2])/(2*_MAP), 0, n - 1).astype(jnp.int32) for i, n in ((0, w), (1, h)))
+            x, y = (jnp.clip(jnp.nan_to_num(boxes[..., i] + boxes[..., i+2])/(2*MAP), 0, n - 1).astype(jnp.int32) for i, n in ((0, w), (1, h)))
             scores = jnp.where(jnp.take_along_axis(inside.reshape(len(inside), -1), y*w + x, 1), scores, 0)
         return best_boxes(boxes, scores, k=self.k, iou=self.iou, floor=self.floor), dense
 
@@ -135,18 +135,16 @@ def flip_averaged(
     return averaged
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #5dc6b92a
-_PAD = 127 # what a canvas is padded with
-
 def photographed(
     images, # float32 [B, H, W, 3], 0..1
 ) -> jax.Array: # bool [B, H/4, W/4]
     "Which cells of the map are photograph and not padding; all, where nothing but padding's grey is seen"
-    real = (jnp.round(images*255) != _PAD).any(-1)
+    real = (jnp.round(images*255) != PAD).any(-1)
     def extent(on):
         first = jnp.cumsum(on, -1) > 0
         return first & (jnp.cumsum(on[:, ::-1], -1) > 0)[:, ::-1]
     inside = extent(real.any(2))[:, :, None] & extent(real.any(1))[:, None, :]
-    return jnp.where(real.any((1, 2), keepdims=True), inside, True)[:, _MAP//2::_MAP, _MAP//2::_MAP]
+    return jnp.where(real.any((1, 2), keepdims=True), inside, True)[:, MAP//2::MAP, MAP//2::MAP]
 
 def regions_at(
     p, # float32 [h, w], probabilities
@@ -199,7 +197,7 @@ class RegionAdapter:
         of = lambda p: jax.vmap(lambda level: regions_at(p, level, self.k))(jnp.array(self.levels, jnp.float32))
         boxes, cells, scores = (a.reshape(len(dense), -1, *a.shape[3:]) for a in jax.vmap(of)(dense))
         h, w = dense.shape[1:]
-        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))*_MAP
+        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))*MAP
         return best_boxes(boxes, scores, k=self.k, iou=self.iou, floor=self.floor, overlap=cells), dense
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #0e0f8454

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..core.canvas import PAD
 from ..core.errors import BundleError, SADSError
 from ..data.images import Placement, letterbox
 
@@ -112,7 +113,7 @@ class CVPredictor:
         out:list = [None]*len(placed)
         def run(job):
             bucket, size, now = job
-            batch = np.full((size, *self.buckets[bucket], 3), 127, np.uint8)
+            batch = np.full((size, *self.buckets[bucket], 3), PAD, np.uint8)
             for row, i in enumerate(now): batch[row] = placed[i][0]
             found = jax.device_get(self._program(bucket, size)(self._params, batch))
             for row, i in enumerate(now): out[i] = jax.tree.map(lambda a, row=row: a[row], found), placed[i][1]

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as _load_safetensors
 
+from ..core.canvas import MAP
 from ..core.errors import BundleError
 from ..core.types import BOX_FLOOR, IMAGE_FLOOR, Findings
 
@@ -82,7 +83,7 @@ def vet_outputs(
     names = [name for name, *_ in outputs]
     if names not in (needed, [*needed, 'anomaly']):
         refuse(f'{len(names)} outputs ({", ".join(names)[:200]}), where {", ".join(needed)} and perhaps anomaly are expected')
-    axes = {'l': len(labels), 'h': bucket[0]//4, 'w': bucket[1]//4, '4': 4}
+    axes = {'l': len(labels), 'h': bucket[0]//MAP, 'w': bucket[1]//MAP, '4': 4}
     for name, dtype, shape in outputs:
         kind, letters = _FIELDS[name]
         if dtype != kind or len(shape) != len(letters):

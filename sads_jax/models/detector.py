@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..core.canvas import CELL
 from .backbone import _kernel, bounded, conv, make_backbone, signed
 
 # %% ../../nbs/03_models/30_detector.ipynb #ba673359
@@ -70,8 +71,6 @@ class Pyramid(nnx.Module):
         return jnp.concatenate([x, jax.nn.relu(self.fine(x))], -1)
 
 # %% ../../nbs/03_models/30_detector.ipynb #2030ada5
-_CELL = 8 # canvas px, as in `ops.boxes`
-
 class _BoxHead(nnx.Module):
     "Feature maps at strides 4 to 32 -> what each cell says [B, H/8, W/8, 5]: px to the four sides, and the logit of how well that box fits"
     def __init__(self, channels, width, *, rngs):
@@ -86,7 +85,7 @@ class _BoxHead(nnx.Module):
         b, h, w, c = fine.shape
         fine = fine.reshape(b, h//2, 2, w//2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h//2, w//2, 4*c)  # 2 x 2 pixels at stride 4 are one at 8
         x = jax.nn.relu(top_down(self.lateral, self.smooth, [jnp.concatenate([fine, coarse[0]], -1), *coarse[1:]]))
-        sides = _CELL*(2*jax.nn.softplus(self.sides(jax.nn.relu(self.reach(x)))) - .75)
+        sides = CELL*(2*jax.nn.softplus(self.sides(jax.nn.relu(self.reach(x)))) - .75)
         return jnp.concatenate([sides, self.score(jax.nn.relu(self.judge(x)))], -1)
 
 # %% ../../nbs/03_models/30_detector.ipynb #72191870

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.canvas import PAD
 from ..core.errors import BundleError, ParamsError
 from ..core.files import whole_folder, write_whole
 from ..core.params import DecisionSpec, EvaluateSpec, Params, dump_params, parse_params
@@ -216,7 +217,7 @@ def write_bundle(
         for h, w in buckets if onnx else (): (new/f'{h}x{w}.onnx').write_bytes(link_weights(graphs[h, w], new/'weights.safetensors'))
         for h, w in buckets: (new/'programs'/f'{h}x{w}.jaxexport').write_bytes(programs[h, w])
         for name, tree in {'labels': labels, 'decision': decision, 'data': dict(data), 'code': dict(code),
-                'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)}}.items():
+                'preprocess': {'buckets': [list(b) for b in buckets], 'pad': PAD, 'batch_sizes': sorted(batch_sizes)}}.items():
             (new/f'{name}.json').write_text(_dumps(tree))
         (new/'params.yaml').write_text(dump_params(params))
         (new/'card.md').write_text(_card(labels, decision, data, params, code))

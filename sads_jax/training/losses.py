@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..ops.boxes import CELL, boxes_at, cell_centres
+from ..core.canvas import CELL
+from ..ops.boxes import boxes_at, cell_centres
 
 # %% ../../nbs/04_training/10_losses.ipynb #1fe2854d
 def map_loss(

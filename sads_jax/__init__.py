@@ -8,6 +8,7 @@ Modules:
 - `sads_jax.data.recognise`: What a folder of photographs is, and what is in it, before anybody has to know a parameter
 - `sads_jax.domains.surface.gate`: Was it a photograph of a part at all? Ranges learnt from good parts, checked before anything is believed
 - `sads_jax.inference.onnx`: The whole cascade as one ONNX graph for each bucket, which onnxruntime runs without JAX
+- `sads_jax.inference.onnx_rules`: How each primitive of JAX that our cascade is made of is written as ONNX, so that the two say the same
 - `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
 - `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back
 - `sads_jax.ops.host`: What is measured outside any program: regions of a mask, their length, and masks laid where they belong

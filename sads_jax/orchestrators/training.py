@@ -61,7 +61,7 @@ def load_models(
 ) -> dict[str, tuple]: # task -> (apply, flat params, model.json); that of the detector also gives the features
     "The three trained models and the one of good parts; `BundleError` naming what is missing"
     from sads_jax.models.store import load_model
-    return {t: load_model(Path(folder)/t, (lambda m, x: m.look(x)) if t == 'detector' else None) for t in (*TASKS, 'anomaly')}
+    return {t: load_model(Path(folder)/t, (lambda m, x: m.outputs(x)) if t == 'detector' else None) for t in (*TASKS, 'anomaly')}
 
 def build_cascade(
     models:dict[str, tuple], # From `load_models`

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pycocotools import mask as coco
 
 from ..core.errors import BundleError, SADSError
 
@@ -37,7 +38,7 @@ def compact_weights(
         v = np.asarray(v)
         if v.dtype != np.float32 or v.ndim < 2 or v.size < least: out[k] = v
         elif kind == 'bf16':
-            import ml_dtypes
+            import ml_dtypes  # 0.1 s; only who writes bf16 weights needs it
             out[k + _BF16] = v.astype(ml_dtypes.bfloat16).view(np.uint16)
         else:
             rows = v.reshape(-1, v.shape[-1])
@@ -106,7 +107,6 @@ def stage_outputs(
 # %% ../../nbs/05_inference/40_parity.ipynb #cc000005
 def _paired(a, b):
     "Pairs (i, j, IoU) of defects whose masks overlap by more than half, best first; share of the area that is in none"
-    from pycocotools import mask as coco
     rle = lambda defects: [{'size': list(d.mask.size), 'counts': d.mask.counts.encode()} for d in defects]
     ra, rb = rle(a), rle(b)
     if not ra and not rb: return [], 0.

@@ -36,7 +36,7 @@ def use_compilation_cache(
     if not os.access(folder, os.W_OK):
         raise SADSError('cannot be written to', where=folder, remedy='Set cache_dir in settings.ini')
     if jax.config.jax_compilation_cache_dir != str(folder):
-        from jax.experimental.compilation_cache import compilation_cache
+        from jax.experimental.compilation_cache import compilation_cache  # with JAX, see above
         jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
@@ -166,7 +166,7 @@ class CVPredictor:
     def _program(self, bucket, size):
         with self._lock:
             if (bucket, size) not in self._compiled:
-                import jax
+                import jax  # see `__init__`
                 images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
                 try: self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
                 except SADSError: raise

@@ -8,6 +8,7 @@ Docs: https://sads-jax.github.io/sads_jax/05_inference/vetting.html.md"""
 __all__ = ['vet_program', 'vet_outputs', 'vet_signature', 'load_weights', 'vet_weights', 'vet_graph']
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #c8e4f5a2
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ _LARGEST = 2**31 # numbers of one array
 
 def _operations(module:bytes):
     "(operation, what a custom call is called) of a serialized program -> numbers of its largest result"
-    import jax.interpreters.mlir as jax_mlir
+    import jax.interpreters.mlir as jax_mlir  # serving another runtime needs this module without JAX
     from jax.extend.mlir.dialects import stablehlo
     ir = jax_mlir.ir
     context, seen, ranked, advance = jax_mlir.make_ir_context(), {}, ir.RankedTensorType, ir.WalkResult.ADVANCE
@@ -225,7 +226,6 @@ def vet_graph(
     labels:Sequence[str], # Defect classes
 ) -> None:
     "`BundleError` unless it is a graph that our translator could have written, of weights.safetensors beside it"
-    import importlib
     try: onnx = importlib.import_module('onnx')
     except ImportError as e:
         raise BundleError('the package onnx, which reads it, is not installed', where=path,

@@ -27,8 +27,8 @@ class Standardise(nnx.Module):
         self.gain = nnx.List([Statistic(jnp.ones(c)) for c in channels])
 
     def __call__(self, features:Sequence[Float[ArrayLike, "..."]]) -> list[Float[Array, "..."]]:
-        values = [(f.astype(jnp.float32) - m[...])*g[...] for f, m, g in zip(features, self.mean, self.gain)]
-        return [bounded(v, -5., 5.) for v in values]
+        scaled = lambda f, mean, gain: bounded((f.astype(jnp.float32) - mean[...])*gain[...], -5., 5.)
+        return [scaled(*each) for each in zip(features, self.mean, self.gain)]
 
 # %% ../../nbs/03_models/30_detector.ipynb #d7e20002
 @signed

@@ -77,8 +77,8 @@ class _Judge:
         self.evaluate, self.best, count = evaluate, state['best'], state['count']
         self.score, self.since_best = float(count['best_score']), int(count['since_best'])
 
-    def look(self, step, ema, losses):
-        "A row of the history; `SADSError` where the loss is no number"
+    def row(self, step, ema, losses):
+        "A row of the history, after a look at the validation split; `SADSError` where the loss is no number"
         row = {'step': step, 'loss': float(np.mean([float(x) for x in losses]))}
         if not math.isfinite(row['loss']):
             raise SADSError(f'the loss became {row["loss"]} before step {step}', remedy='Lower learning_rate or clip')
@@ -193,7 +193,7 @@ def fit(
                 seen += len(jax.tree.leaves(batch)[0])
                 row = {'step': step + 1}
                 if (step + 1) % schedule.eval_every == 0 or step + 1 == steps:
-                    row, losses = judge.look(step + 1, ema, losses), []
+                    row, losses = judge.row(step + 1, ema, losses), []
                     history.append(dict(row))
                     if store:
                         state = {'params': params, 'ema': ema, 'opt': opt_state, 'best': judge.best}

@@ -38,11 +38,13 @@ from sads_jax.evaluation.operating import choose_limit, choose_threshold, rate
 from sads_jax.inference.adapters import flip_averaged, photographed
 from sads_jax.inference.predictor import use_compilation_cache
 from sads_jax.models.backbone import pure, to_flat
-from sads_jax.models.detector import Detector, is_frozen
+from sads_jax.models.detector import Detector, frozen_names
 from sads_jax.models.store import load_model, save_model
 from sads_jax.training.anomaly import train_anomaly
+from sads_jax.training.bank import FeatureBank
 from sads_jax.training.loop import fit
-from sads_jax.training.trainers import FeatureBank, Sampler, make_samples, make_task
+from sads_jax.training.samples import Sampler, make_samples
+from sads_jax.training.trainers import TrainerFactory, make_task
 
 BUDGET, SHARE = 0.05, 0.02  # overkill in all; of it, for what looks like nothing seen
 
@@ -62,19 +64,19 @@ def head_weights(bank, samples, keep, model, task, spec, seed):
     params = to_flat(model)
     for level, (mean, gain) in enumerate(mine.statistics()):
         params |= {f"head/standardise/mean/{level}": jnp.asarray(mean), f"head/standardise/gain/{level}": jnp.asarray(gain)}
-    frozen = {k: v for k, v in params.items() if is_frozen(k, True)}
+    frozen = {k: v for k, v in params.items() if k in frozen_names(model, True)}
     head = pure(model, lambda m, f, key: m.head(f, key))
     draw = Sampler(replace(samples, **{f: getattr(samples, f)[keep] for f in ("item", "box", "label", "bucket", "pasted")}), task, spec.batch_size, seed)
     take = lambda step: bank.take(keep[draw(step)], np.random.default_rng((seed, step, 1)))
     loss = lambda p, batch, key: task.loss(head(p | frozen, batch[0], key), batch[1])
-    learnt, _ = fit({k: v for k, v in params.items() if k not in frozen}, loss, take, spec=spec, seed=seed)
+    learnt, _ = fit({k: v for k, v in params.items() if k not in frozen}, loss, take, schedule=TrainerFactory(spec), seed=seed)
     return params | learnt
 
 
 def judged(data, ids, params, heads, model, good):
     "Image score under each head and distance from good parts, by photograph: {id: {name: float}}"
     dataset = CVDataset(data, ids, params.image.buckets, cache=False)
-    apply, anomaly, out = pure(model, lambda m, x: m.look(x)), good[0], {}
+    apply, anomaly, out = pure(model, lambda m, x: m.outputs(x)), good[0], {}
 
     @partial(jax.jit, static_argnames="flips")
     def one(heads, weights, backbone, images, flips):

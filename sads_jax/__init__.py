@@ -20,6 +20,7 @@ A package imports only from those above it.
 
 Modules:
 
+- `sads_jax.core.canvas`: The fixed numbers of a canvas: what it is padded with, and how many of its pixels one cell of each map covers
 - `sads_jax.core.drawing`: A photograph with what was found on it, as SVG over an embedded JPEG
 - `sads_jax.core.pictures`: Opening a picture file that nobody vouches for: known formats, bounded size, one frame
 - `sads_jax.core.templates`: Pages and drawings from templates that lie beside the code that fills them
@@ -49,6 +50,7 @@ Modules:
 - `sads_jax.inference.adapters`: From what a network says to what the rest of the system understands
 - `sads_jax.inference.export`: A program and its weights as two files that need none of our code to run
 - `sads_jax.inference.onnx`: The whole cascade as one ONNX graph for each bucket, which onnxruntime runs without JAX
+- `sads_jax.inference.onnx_rules`: How each primitive of JAX that our cascade is made of is written as ONNX, so that the two say the same
 - `sads_jax.ops.boxes`: Area, overlap and the square around a box, exact to the last bit
 - `sads_jax.ops.crops`: Cut squares out of a batch of images, and paste their masks back
 - `sads_jax.ops.host`: What is measured outside any program: regions of a mask, their length, and masks laid where they belong

@@ -5,7 +5,6 @@ python tests/fake_line.py stage ingest
 import hashlib
 import json
 import sys
-import types
 from pathlib import Path
 
 import dark_cascade as dark
@@ -23,11 +22,11 @@ from sads_jax.orchestrators.training import compose_training
 
 def train_task(name, data, split, params, out, *, start_from=None, checkpoints=None, progress=None):
     "A model of two numbers, learnt by the real loop with real checkpoints"
-    from sads_jax.training.loop import fit
-    spec = types.SimpleNamespace(steps=4, learning_rate=.1, weight_decay=0., warmup=1, clip=1., ema=.5, eval_every=1, patience=0)
+    from sads_jax.training.loop import Schedule, fit
+    plan = Schedule(steps=4, batch_size=1, learning_rate=.1, weight_decay=0., warmup=1, clip=1., ema=.5, eval_every=1, patience=0)
     aim = np.float32(int(hashlib.sha256(dump_params(params).encode()).hexdigest()[:4], 16)/65536)  # other parameters, other weights
-    weights, history = fit({'w': np.zeros(2)}, lambda p, b, k: ((p['w'] - b['x'])**2).mean(), lambda step: {'x': np.full(2, aim)}, spec=spec, seed=0,
-        checkpoints=checkpoints/'all')
+    distance, batch = lambda p, b, k: ((p['w'] - b['x'])**2).mean(), {'x': np.full(2, aim)}
+    weights, history = fit({'w': np.zeros(2)}, distance, lambda step: batch, schedule=plan, seed=0, checkpoints=checkpoints/'all')
     save_model(out, name, {}, weights, history, classes=list(data.categories))
 
 def train_anomaly(data, split, params, detector, out, **_):

@@ -9,16 +9,19 @@ import pytest
 from fake_cascade import bright, dark_cascade
 from flax import nnx
 
+from sads_jax.core.canvas import CELL
 from sads_jax.core.params import Params
 from sads_jax.data.dataset import Example
 from sads_jax.data.images import Placement, Window
 from sads_jax.evaluation.metrics import detection_map, make_boxes
 from sads_jax.inference.adapters import DetectionAdapter, candidates
 from sads_jax.models.backbone import pure, to_flat
-from sads_jax.models.detector import Detector, is_frozen
-from sads_jax.ops.boxes import CELL, boxes_at, sides_of
+from sads_jax.models.detector import Detector, frozen_names
+from sads_jax.ops.boxes import boxes_at, sides_of
 from sads_jax.training.losses import own_cells
-from sads_jax.training.trainers import Samples, _gather, _view, make_task
+from sads_jax.training.samples import Samples, gather
+from sads_jax.training.tasks import view_batch
+from sads_jax.training.trainers import make_task
 
 NETWORK = Params.model_validate({"detector": {"boxes": "network"}})
 
@@ -77,8 +80,8 @@ def photographs():
 
 @pytest.mark.parametrize("flip", [4, 2, 6])
 def test_boxes_move_with_the_pixels(flip):
-    task, batch = make_task("detector", NETWORK, ("pit",)), _gather(photographs(), np.arange(4))
-    (images,), (share, boxes) = _view(task, jax.random.key(0), batch, 0, flip=flip)
+    task, batch = make_task("detector", NETWORK, ("pit",)), gather(photographs(), np.arange(4))
+    (images,), (share, boxes) = view_batch(task, jax.random.key(0), batch, 0, flip=flip)
     for image, own in zip(np.asarray(images)[:2], np.asarray(boxes)):
         for x1, y1, x2, y2 in own[(own[:, 2:] > own[:, :2]).all(1)].astype(int):
             odd = abs(image[..., 0] - 105 / 255) > 0.1
@@ -90,11 +93,11 @@ def test_boxes_move_with_the_pixels(flip):
 
 def learnt_by_heart(loss, seed=0, steps=250):
     "What a head says of `photographs()` after learning them, and what it was to say"
-    task, batch = make_task("detector", NETWORK, ("pit",)), _gather(photographs(), np.arange(4))
+    task, batch = make_task("detector", NETWORK, ("pit",)), gather(photographs(), np.arange(4))
     model = Detector("plain", 8, 24, dropout=0.0, boxes=True, rngs=nnx.Rngs(seed))
-    (images,), target = _view(task, None, batch, 0)
+    (images,), target = view_batch(task, None, batch, 0)
     features = model.features(images)  # of chance, so each channel is centred and scaled, as training does
-    fixed = {k: v for k, v in to_flat(model).items() if is_frozen(k, True)}
+    fixed = {k: v for k, v in to_flat(model).items() if k in frozen_names(model, True)}
     weights = {k: v for k, v in to_flat(model).items() if k not in fixed}
     for i, f in enumerate(features):
         fixed |= {f"head/standardise/mean/{i}": f.mean((0, 1, 2)), f"head/standardise/gain/{i}": 1 / (f.std((0, 1, 2)) + 1e-6)}

@@ -12,7 +12,7 @@ from sads_jax.data.dataset import Example
 from sads_jax.data.images import Placement
 from sads_jax.models.store import load_model
 from sads_jax.training.contrastive import draw_squares, nt_xent, pretrain, project, projection, supcon
-from sads_jax.training.trainers import train_task
+from sads_jax.training.trainers import TrainerFactory, train_task
 
 
 def by_the_book(z, labels, temperature):
@@ -63,7 +63,9 @@ def test_what_was_learnt_without_labels_is_kept_for_a_run_that_is_killed_later(t
     canvas = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     photographs = Photographs([Example(canvas, None, None, None, None, Placement(0, 1., 0, 0, 32, 32, 32, 32), None, None)]*3)
     maps = lambda w, x: (x[:, ::4, ::4] @ w['mix'],)
-    learn = lambda start: pretrain(maps, {'mix': start}, photographs, side=8, spec=CnnSpec(warmup=0, ema=0.), steps=2, temperature=.2, seed=0, checkpoints=tmp_path/'c')
+    plan = TrainerFactory(CnnSpec(warmup=0, ema=0.))
+    how = dict(side=8, schedule=plan, steps=2, temperature=.2, seed=0, checkpoints=tmp_path/'c')
+    learn = lambda start: pretrain(maps, {'mix': start}, photographs, **how)
     first = learn(jnp.eye(3))
     assert np.abs(first['mix'] - np.eye(3)).max() > 1e-4 and first.keys() == {'mix'}
     np.testing.assert_array_equal(learn(jnp.zeros((3, 3)))['mix'], first['mix'])

@@ -46,7 +46,6 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('orchestrators.stages', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
     ('orchestrators.stages', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
     ('registry.registries', '_fetch', 'got.rename'): 'from a download, in a part, to a name in a part',
-    ('training.loop', '_save', 'remove'): 'core.files.remove, in a folder with our marker',
     ('training.loop', 'fit', 'remove'): 'core.files.remove, marked at the start'}
 
 def removals():
@@ -74,9 +73,10 @@ def judged():
     return SimpleNamespace(metrics={}, rows=(), context={})
 
 def fit_in(folder):
-    from sads_jax.training.loop import fit
-    spec = SimpleNamespace(steps=2, learning_rate=.1, weight_decay=0., warmup=1, clip=1., ema=0., eval_every=1, patience=0)
-    fit({'w': np.zeros(())}, lambda p, b, k: p['w']**2, lambda step: {'x': np.zeros(1, np.float32)}, spec=spec, seed=0, checkpoints=folder)
+    from sads_jax.training.loop import Schedule, fit
+    plan = Schedule(steps=2, batch_size=1, learning_rate=.1, weight_decay=0., warmup=1, clip=1., ema=0., eval_every=1, patience=0)
+    square, batch = lambda p, b, k: p['w']**2, {'x': np.zeros(1, np.float32)}
+    fit({'w': np.zeros(())}, square, lambda step: batch, schedule=plan, seed=0, checkpoints=folder)
 
 def reports_in(folder):
     from sads_jax.evaluation.evaluate import write_evaluation

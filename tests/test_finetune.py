@@ -10,7 +10,8 @@ from sads_jax.models.pretrained import LITE0_BLOCKS, lite0_weights
 from sads_jax.models.store import load_model
 from sads_jax.ops.boxes import square_context
 from sads_jax.ops.crops import crop_and_resize
-from sads_jax.training.trainers import make_samples, make_task, train_task
+from sads_jax.training.samples import make_samples
+from sads_jax.training.trainers import make_task, train_task
 
 TRAINER = {'kind': 'finetune', 'views': 1, 'steps': 8, 'warmup': 2, 'batch_size': 4, 'eval_every': 4, 'unfreeze_steps': 8, 'unfreeze_from': 9}
 

@@ -10,7 +10,7 @@ from flax import nnx
 from sads_jax.core.errors import SADSError
 from sads_jax.models.backbone import Lite0, depthwise, pure, to_flat
 from sads_jax.models.classifier import Classifier
-from sads_jax.models.detector import Detector, is_frozen
+from sads_jax.models.detector import Detector, frozen_names
 from sads_jax.models.pretrained import LITE0_BLOCKS, lite0_weights, read_legacy_pth
 from sads_jax.models.segmenter import Segmenter
 
@@ -91,10 +91,11 @@ def test_models_are_pure_functions_of_flat_weights(make, inputs, shape):
 
 
 def test_only_the_head_of_a_pretrained_model_learns():
-    names = list(to_flat(Detector(width=16, rngs=nnx.Rngs(0))))
-    learnt = [n for n in names if not is_frozen(n, True)]
+    model = Detector(width=16, rngs=nnx.Rngs(0))
+    names = list(to_flat(model))
+    learnt = [n for n in names if n not in frozen_names(model, True)]
     assert learnt and all(n.startswith("head/") and "standardise" not in n for n in learnt)
-    assert [n for n in names if not is_frozen(n, False)] == [n for n in names if "standardise" not in n]
+    assert [n for n in names if n not in frozen_names(model, False)] == [n for n in names if "standardise" not in n]
 
 
 def test_relative_features_ignore_a_constant_offset_of_the_whole_part():

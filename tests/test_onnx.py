@@ -24,7 +24,9 @@ from sads_jax.data.images import read_image
 from sads_jax.domains.surface.assembly import build_cascade, joint_weights
 from sads_jax.domains.surface.rules import rules_version
 from sads_jax.inference.export import export_program, save_weights
-from sads_jax.inference.onnx import OnnxPredictor, _session, export_onnx, link_weights, translate
+from sads_jax.inference.onnx import OnnxPredictor, export_onnx, link_weights
+from sads_jax.inference.onnx_graph import load_session
+from sads_jax.inference.onnx_rules import translate
 from sads_jax.inference.parity import EXACT, compare_forms
 from sads_jax.inference.predictor import CVPredictor
 from sads_jax.inference.vetting import load_weights
@@ -41,7 +43,7 @@ class Both:
     def __init__(self, fn, *like):
         self.names = [f'x{i}' for i in range(len(like))]
         model = translate(lambda d: fn(*[d[k] for k in self.names]), dict(zip(self.names, map(np.asarray, like))))
-        self.jax, self.session = jax.jit(fn), _session(model.SerializeToString())
+        self.jax, self.session = jax.jit(fn), load_session(model.SerializeToString())
 
     def compare(self, *args):
         "Every output has the same bits, but for the sign of 0"
@@ -98,7 +100,7 @@ def networks(proposes, flips):
         for k in shaken:  # heads as a training would leave them: loud, and not silent by default
             if k.endswith(('/out/kernel', '/score/kernel')): shaken[k] = 10*shaken[k]
             elif task == 'detector' and k.endswith(('/out/bias', '/score/bias')): shaken[k] = 0*shaken[k]
-        models[task] = pure(module, lambda m, x: m.look(x)) if task == 'detector' else pure(module), shaken, {'build': build, 'crop': 32, 'context': 1.5, 'least': 8., 'share': .5}
+        models[task] = pure(module, lambda m, x: m.outputs(x)) if task == 'detector' else pure(module), shaken, {'build': build, 'crop': 32, 'context': 1.5, 'least': 8., 'share': .5}
     return build_cascade(models, params, ('a', 'b')), joint_weights(models)
 
 @pytest.mark.parametrize('proposes, flips', [(False, 1), (True, 4)])

@@ -13,7 +13,7 @@ from sads_jax.data.images import Placement, read_image
 from sads_jax.domains.surface.orchestrator import SADSInferenceOrchestrator
 from sads_jax.domains.surface.rules import rules_version
 from sads_jax.inference.export import export_program
-from sads_jax.inference.parity import EXACT, Parity, compact_weights, compare_forms, look, widen
+from sads_jax.inference.parity import EXACT, Parity, compact_weights, compare_forms, stage_outputs, widen
 from sads_jax.inference.predictor import CVPredictor
 from sads_jax.inference.vetting import load_weights
 from sads_jax.registry.bundle import load_pipeline, write_bundle, write_golden
@@ -98,7 +98,7 @@ def test_injected_faults_are_blocked_and_named(made, kind, stage):
 
 def test_a_flipped_verdict_comes_before_any_drift(made):
     _, python, photos = made
-    a = look(python, photos[1][1])
+    a = stage_outputs(python, photos[1][1])
     flip = dict(a, report=replace_verdict(a['report']), map=a['map'] + 1)
     p = Parity('bf16', EXACT)
     p.add('drifts.png', a, dict(a, map=a['map'] + .01))

@@ -5,7 +5,8 @@ import pytest
 from sads_jax.core.params import Params
 from sads_jax.data.dataset import Example
 from sads_jax.data.images import Placement, Window
-from sads_jax.training.trainers import Sampler, Samples, make_task, with_pasted
+from sads_jax.training.samples import Sampler, Samples, with_pasted
+from sads_jax.training.trainers import make_task
 
 
 def photograph(level, defect):

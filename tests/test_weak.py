@@ -15,7 +15,8 @@ from sads_jax.data.dataset import CVDataset
 from sads_jax.data.records import annotate_mask
 from sads_jax.models.store import load_model
 from sads_jax.training.losses import detection_loss, map_loss
-from sads_jax.training.trainers import make_samples, make_task, train_task
+from sads_jax.training.samples import make_samples
+from sads_jax.training.trainers import make_task, train_task
 from sads_jax.training.weak import UNKNOWN, somewhere, with_weak
 
 N = 18 # photographs of each folder

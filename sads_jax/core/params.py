@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Union
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .canvas import STRIDE
 from .errors import ImageError, ParamsError
 from .types import RLE
 from .yaml_text import compose_yaml, read_yaml
@@ -137,8 +138,8 @@ class ImageSpec(Spec):
     @model_validator(mode='after')
     def _multiples(self):
         if not self.buckets: raise ValueError('at least one bucket is needed')
-        if bad := [b for b in self.buckets if b[0] % 32 or b[1] % 32]:
-            raise ValueError(f'bucket sides must be multiples of 32, not {bad}')
+        if bad := [b for b in self.buckets if b[0] % STRIDE or b[1] % STRIDE]:
+            raise ValueError(f'bucket sides must be multiples of {STRIDE}, not {bad}')
         largest = max(self.buckets, key=lambda b: b[0]*b[1])
         if self.tile and self.tile.overlap > (most := min(largest)/self.tile.scale/2):
             raise ValueError(f'tiles may overlap by half their side, {most:.0f} px, not by {self.tile.overlap}')

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from .canvas import PAD, STRIDE
 from .errors import BundleError, ParamsError
 from .params import AtLeastOne, DecisionSpec, Share, Spec, field_problems
 from .yaml_text import read_yaml
@@ -94,14 +95,14 @@ class Preprocess(Spec):
     "What preprocess.json says: the canvases, what they are padded with, and how many are judged at once"
     # height, width [px], as image.buckets
     buckets: Annotated[tuple[tuple[AtLeastOne, AtLeastOne], ...], Field(min_length=1, max_length=32)]
-    pad: Literal[127] = 127 # grey level of the padding, which the programs know
+    pad: Literal[PAD] = PAD # grey level of the padding, which the programs know
     # ascending
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)]
 
     @model_validator(mode='after')
     def _sides(self):
-        if bad := [b for b in self.buckets if any(s % 32 or s > 8192 for s in b)]:
-            raise ValueError(f'bucket sides must be multiples of 32 up to 8192, not {bad[:3]}')
+        if bad := [b for b in self.buckets if any(s % STRIDE or s > 8192 for s in b)]:
+            raise ValueError(f'bucket sides must be multiples of {STRIDE} up to 8192, not {bad[:3]}')
         if len(set(self.buckets)) < len(self.buckets): raise ValueError('buckets must differ')
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise ValueError(f'batch sizes must rise, not {list(self.batch_sizes)}')

@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.canvas import PAD
+
 # %% ../../nbs/02_data/80_augment.ipynb #30bbdde2
-_PAD = 127/255 # what `letterbox` pads with
+_GREY = PAD/255 # of the padding, in images of 0..1
 
 def _d4(k):
     "2 x 2 matrix of symmetry `k` on points (x right, y down) about the centre"
@@ -113,7 +115,7 @@ def _bilinear(flat, x, y, h, w):
     i0, j0 = x0.astype(jnp.int32), y0.astype(jnp.int32)*w
     i1, j1 = jnp.minimum(i0+1, w-1), jnp.minimum(j0+w, (h-1)*w)
     top = flat[j0+i0]*(1-fx) + flat[j0+i1]*fx
-    return jnp.where(inside, top*(1-fy) + (flat[j1+i0]*(1-fx) + flat[j1+i1]*fx)*fy, _PAD)
+    return jnp.where(inside, top*(1-fy) + (flat[j1+i0]*(1-fx) + flat[j1+i1]*fx)*fy, _GREY)
 
 # %% ../../nbs/02_data/80_augment.ipynb #02712a2f
 def _move_boxes(boxes, valid, m, shift, h, w, least_visible):
@@ -139,7 +141,7 @@ def _noise_bank(h, w): return np.random.default_rng(0).standard_normal((h+_SLACK
 
 def _content(images):
     "Where the photograph is, and not the padding: bool [B, H, W]"
-    pad = (jnp.abs(images - _PAD) < 1e-6).all(-1)
+    pad = (jnp.abs(images - _GREY) < 1e-6).all(-1)
     return ~(pad.all(2)[:, :, None] | pad.all(1)[:, None, :])
 
 def _level(images, content):

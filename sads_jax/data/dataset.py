@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.canvas import PAD
 from ..core.errors import DataError
 from ..core.params import TileSpec
 from .images import Placement, Window, choose_bucket, letterbox, letterbox_mask, tile_windows, to_canvas
@@ -97,7 +98,7 @@ def collate(
     int32 [B, G], valid bool [B, G], index int32 [B].
     """
     h, w = examples[0].canvas.shape[:2]
-    out = dict(images=np.full((rows, h, w, 3), 127, np.uint8), class_map=np.zeros((rows, h, w), np.uint8),
+    out = dict(images=np.full((rows, h, w, 3), PAD, np.uint8), class_map=np.zeros((rows, h, w), np.uint8),
         instance_map=np.zeros((rows, h, w), np.uint16), boxes=np.zeros((rows, max_boxes, 4), np.float32),
         labels=np.zeros((rows, max_boxes), np.int32), valid=np.zeros((rows, max_boxes), bool),
         index=np.full(rows, -1, np.int32))

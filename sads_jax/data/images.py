@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from ..core.canvas import PAD
 from ..core.errors import ImageError
 from ..core.params import TileSpec
 from ..core.pictures import MAX_MEGAPIXELS, decode, open_picture
@@ -144,7 +145,7 @@ def letterbox(
     image:UInt8[np.ndarray, "h w 3"],
     buckets:Sequence[tuple[int, int]], # Height, width of each [px]
 ) -> tuple[np.ndarray, Placement]: # Canvas uint8 [Hb, Wb, 3] and where the image lies on it
-    "Scale (antialiased, may enlarge) and centre an image on the canvas of its bucket, padded with 127"
+    "Scale (antialiased, may enlarge) and centre an image on the canvas of its bucket, padded with `PAD`"
     h, w = image.shape[:2]
     i = choose_bucket(h, w, buckets)
     hb, wb = buckets[i]
@@ -153,7 +154,7 @@ def letterbox(
     p = Placement(i, scale, (hb-ch)//2, (wb-cw)//2, ch, cw, h, w)
     small = image if (ch, cw) == (h, w) else np.asarray(Image.fromarray(image).resize((cw, ch),
         Image.Resampling.BILINEAR))
-    canvas = np.full((hb, wb, 3), 127, np.uint8)
+    canvas = np.full((hb, wb, 3), PAD, np.uint8)
     canvas[p.top:p.top+ch, p.left:p.left+cw] = small
     return canvas, p
 

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, ScalarLike
 
+from ..core.canvas import MAP, PAD
 from ..core.factory import Factory
 from ..core.types import Detections
 from ..ops.boxes import boxes_at
@@ -31,29 +34,28 @@ from ..ops.regions import components
 OutputAdapterFactory = Factory('output_adapter')
 
 def known(
-    x, # float32 [...]
-) -> jax.Array: # float32 [...]
+    x:Float[ArrayLike, "*n"],
+) -> Float[Array, "*n"]:
     "`x`, with NaN where it is not finite: a sigmoid would make a plain 0 or 1 of infinity"
     return jnp.where(jnp.isfinite(x), x, jnp.nan)
 
-_MAP = 4 # canvas px per cell of the defect map
-_SPECK = 2. # cells: a region scores 1 - exp(-size/_SPECK) of what its map says, since specks of a cell or two are noise more often than larger ones
+_SPECK = 2. # cells; a region's score is multiplied by 1 - exp(-size/_SPECK), since small regions are noise more often
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #fe721a45
 def best_boxes(
-    boxes, # float32 [B, N, 4], canvas px
-    scores, # float32 [B, N], 0..1
+    boxes:Float[ArrayLike, "b n 4"], # Canvas px
+    scores:Float[ArrayLike, "b n"], # 0..1
     *,
-    k:int, # K, rows kept an image
-    iou:float, # Candidates overlapping a better one by more are dropped
-    floor:float, # Candidates scoring below it are dropped
-    overlap=None, # float32 [B, N, 4]: boxes to compare for overlap instead
-) -> Detections: # K rows an image, best first
+    k:int, # Rows kept an image
+    iou:ScalarLike, # Candidates overlapping a better one by more are dropped
+    floor:ScalarLike, # Candidates scoring below it are dropped
+    overlap:Float[ArrayLike, "b n 4"]|None=None, # Boxes to compare for overlap instead
+) -> Detections: # k rows an image, best first
     "The best `k` after exact NMS; what isn't finite is never among them"
     ok = jnp.isfinite(scores) & (scores >= floor) & jnp.isfinite(boxes).all(-1)
-    index, keep = batched_nms(boxes if overlap is None else overlap, scores, ok, iou=iou, max_out=k)
+    index, valid = batched_nms(boxes if overlap is None else overlap, scores, ok, iou=iou, max_out=k)
     take = lambda a: jnp.take_along_axis(a, index.reshape(index.shape + (1,)*(a.ndim-2)), 1)
-    return Detections(jnp.where(keep[..., None], take(boxes), 0), jnp.where(keep, take(scores), 0), keep)
+    return Detections(jnp.where(valid[..., None], take(boxes), 0), jnp.where(valid, take(scores), 0), valid)
 
 @OutputAdapterFactory.register('detection')
 @dataclass(frozen=True)
@@ -65,27 +67,28 @@ class DetectionAdapter:
 
     def __call__(
         self,
-        defect_map, # float32 [B, H/4, W/4], logits
-        boxes, # float32 [B, N, 4], canvas px
-        scores, # float32 [B, N], probabilities 0..1
-        images=None, # float32 [B, H, W, 3] in 0..1; where given, padding is removed: from the map, and boxes with their centre there
-    ) -> tuple[Detections, jax.Array]: # K rows an image; the map as probabilities
-        "What the orchestrator's `detect` must return; the map is NaN where its logits, or any candidate of the image, are not finite"
+        defect_map:Float[ArrayLike, "b rows columns"], # Logits, 4 px a cell
+        boxes:Float[ArrayLike, "b n 4"], # Canvas px
+        scores:Float[ArrayLike, "b n"], # Probabilities, 0..1
+        images:Float[ArrayLike, "b h w 3"]|None=None, # 0..1; where given, what lies on padding is removed
+    ) -> tuple[Detections, Float[Array, "b rows columns"]]: # k rows an image; the map as probabilities
+        "What the orchestrator's `detect` must return; NaN throughout the map if a logit or candidate is not finite"
         told = jnp.isfinite(boxes).all((1, 2)) & jnp.isfinite(scores).all(1)
         dense = jnp.where(told[:, None, None], jax.nn.sigmoid(known(defect_map)), jnp.nan)
         h, w = dense.shape[1:]
-        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32)*_MAP)
+        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32)*MAP)
         if images is not None:
             inside = photographed(images)
             dense = jnp.where(inside, dense, 0)
-            x, y = (jnp.clip(jnp.nan_to_num(boxes[..., i] + boxes[..., i+2])/(2*_MAP), 0, n - 1).astype(jnp.int32) for i, n in ((0, w), (1, h)))
+            centre = jnp.nan_to_num(boxes[..., :2] + boxes[..., 2:])/(2*MAP)
+            x, y = (jnp.clip(centre[..., i], 0, n - 1).astype(jnp.int32) for i, n in ((0, w), (1, h)))
             scores = jnp.where(jnp.take_along_axis(inside.reshape(len(inside), -1), y*w + x, 1), scores, 0)
         return best_boxes(boxes, scores, k=self.k, iou=self.iou, floor=self.floor), dense
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #e53581ab
 def candidates(
-    cells, # float32 [B, h, w, 5]: px to the four sides, logit
-): # boxes float32 [B, h*w, 4], canvas px; scores float32 [B, h*w], 0..1
+    cells:Float[ArrayLike, "b h w 5"], # px to the four sides, logit
+) -> tuple[Float[Array, "b h*w 4"], Float[Array, "b h*w"]]: # Boxes [canvas px]; scores 0..1
     "A box and a score of every cell"
     flat = lambda a: a.reshape(len(cells), -1, *a.shape[3:])
     return flat(boxes_at(cells[..., :4])), flat(jax.nn.sigmoid(known(cells[..., 4])))
@@ -94,8 +97,8 @@ def candidates(
 _SIDES = np.array([[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]) # left, top, right, bottom in each view
 
 def logit(
-    p, # float32 [...], 0..1
-) -> jax.Array: # Log odds [...], finite: of a probability between 1e-6 and 1 - 1e-6
+    p:Float[ArrayLike, "*n"], # 0..1
+) -> Float[Array, "*n"]: # Log odds, finite: of a probability between 1e-6 and 1 - 1e-6
     "The inverse of the sigmoid"
     p = jnp.clip(p, 1e-6, 1 - 1e-6)
     return jnp.log(p) - jnp.log1p(-p)
@@ -106,7 +109,7 @@ def _mirrored(x, view):
     return jnp.where(view >= 2, jnp.flip(x, 1), x)
 
 def flip_averaged(
-    apply:Callable, # (params, images [B, H, W, 3]) -> map logits [B, H/4, W/4]; or a tuple of them and more, batched likewise
+    apply:Callable, # (params, images [B, H, W, 3]) -> map logits [B, H/4, W/4], or a tuple that begins with them
     ways:int, # 1: as it is; 2: and mirrored left to right; 4: and upside down, and both
     *,
     boxes:bool=False, # Is the second of the tuple what cells say of boxes, [B, H/8, W/8, 5]?
@@ -115,7 +118,8 @@ def flip_averaged(
     "A detector that also looks at mirror images and averages the probabilities (test-time augmentation)"
     if ways == 1: return apply
     def averaged(params, images):
-        def look(image, view):
+        def seen(image, view):
+            "What the detector says of a mirror image, mirrored back; and the rest"
             out = apply(params, image)
             maps, *more = out if isinstance(out, tuple) else (out,)
             p = jax.nn.sigmoid(known(_mirrored(maps, view)))
@@ -125,12 +129,13 @@ def flip_averaged(
             return (p, jnp.take(sides, jnp.asarray(_SIDES)[view], -1), fits), more
         def body(state):
             view, image, on, n, sums, first = state
-            said, more = look(image, view)
+            said, more = seen(image, view)
             rows = lambda a: on.reshape(-1, *(1,)*(a.ndim - 1))
             sums = jax.tree.map(lambda s, a: s + jnp.where(rows(a), a, 0), sums, said)
             first = jax.tree.map(lambda old, new: jnp.where(view == 0, new, old), first, more)
-            return view + 1, _mirrored(images, view + 1), on & ((view > 0) | (said[0].max((1, 2)) >= least)), n + on, sums, first
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(look, images, jnp.int32(0)))
+            goes_on = on & ((view > 0) | (said[0].max((1, 2)) >= least))
+            return view + 1, _mirrored(images, view + 1), goes_on, n + on, sums, first
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(seen, images, jnp.int32(0)))
         state = jnp.int32(0), images, jnp.ones(len(images), bool), jnp.zeros(len(images)), *zeros
         *_, n, sums, first = jax.lax.while_loop(lambda s: (s[0] < ways) & s[2].any(), body, state)
         p, *cells = jax.tree.map(lambda s: s/n.reshape(-1, *(1,)*(s.ndim - 1)), sums)
@@ -139,24 +144,39 @@ def flip_averaged(
     return averaged
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #5dc6b92a
-_PAD = 127 # what a canvas is padded with
-
 def photographed(
-    images, # float32 [B, H, W, 3], 0..1
-) -> jax.Array: # bool [B, H/4, W/4]
+    images:Float[ArrayLike, "b h w 3"], # 0..1
+) -> Bool[Array, "b h//4 w//4"]:
     "Which cells of the map are photograph and not padding; all, where nothing but padding's grey is seen"
-    real = (jnp.round(images*255) != _PAD).any(-1)
+    real = (jnp.round(images*255) != PAD).any(-1)
     def extent(on):
         first = jnp.cumsum(on, -1) > 0
         return first & (jnp.cumsum(on[:, ::-1], -1) > 0)[:, ::-1]
     inside = extent(real.any(2))[:, :, None] & extent(real.any(1))[:, None, :]
-    return jnp.where(real.any((1, 2), keepdims=True), inside, True)[:, _MAP//2::_MAP, _MAP//2::_MAP]
+    return jnp.where(real.any((1, 2), keepdims=True), inside, True)[:, MAP//2::MAP, MAP//2::MAP]
+
+# %% ../../nbs/05_inference/10_adapters.ipynb #cc000001
+def _reach(p, level, half, axis, step):
+    "How far from its centre, in cells, each cell reaches towards a neighbour below the level"
+    q = jnp.roll(p, step, axis)
+    edge = jnp.arange(p.shape[axis]) == (0 if step > 0 else p.shape[axis] - 1)
+    edge = edge[:, None] if axis == 0 else edge[None]
+    reach = jnp.clip((p - half)/jnp.maximum(p - q, 1e-6), -.4, 1)
+    return jnp.where(edge, .5, jnp.where(q < level, reach, -.4))
+
+def _region_scores(p, label, peak, n):
+    "Of each region: the geometric mean of its highest and its mean probability, less for small ones; 0 for background"
+    fine = jnp.round(p*4096).astype(jnp.int32).ravel()  # whole numbers: their sum doesn't depend on the order
+    count = jax.ops.segment_sum(jnp.ones_like(fine), label, n)
+    mean = jax.ops.segment_sum(fine, label, n)/(4096*jnp.maximum(count, 1))
+    large = 1 - jnp.exp(-count/jnp.float32(_SPECK))
+    return jnp.where((count > 0) & (jnp.arange(n) > 0), jnp.sqrt(mean*peak)*large, 0)
 
 def regions_at(
-    p, # float32 [h, w], probabilities
-    level, # float32 scalar, 0..1
+    p:Float[ArrayLike, "h w"], # Probabilities
+    level:ScalarLike, # 0..1
     k:int, # How many regions to return at most; static
-) -> tuple[jax.Array, jax.Array, jax.Array]: # boxes float32 [k, 4] in cells, their whole cells float32 [k, 4], scores float32 [k]; 0 where there are fewer
+) -> tuple[Float[Array, "{k} 4"], Float[Array, "{k} 4"], Float[Array, " {k}"]]: # Boxes, whole cells, scores
     "The best regions of a map above a level, with borders found between cells"
     h, w = p.shape
     n = ((h + 1)//2)*((w + 1)//2) + 1  # more regions cannot be, plus the background
@@ -165,28 +185,21 @@ def regions_at(
     most = lambda a: jax.ops.segment_max(a.ravel(), label, n)
     peak = most(p)
     half = jnp.maximum(peak/2, level)[label].reshape(h, w)
-    def beyond(axis, step):
-        "How far from its centre, in cells, each cell reaches towards a neighbour below the level"
-        q = jnp.roll(p, step, axis)
-        edge = jnp.arange(p.shape[axis]) == (0 if step > 0 else p.shape[axis] - 1)
-        edge = edge[:, None] if axis == 0 else edge[None]
-        reach = jnp.clip((p - half)/jnp.maximum(p - q, 1e-6), -.4, 1)
-        return jnp.where(edge, .5, jnp.where(q < level, reach, -.4))
     y, x = (jnp.arange(h) + .5)[:, None], (jnp.arange(w) + .5)[None]
-    sides = lambda left, up, right, down: jnp.stack([least(x - left), least(y - up), most(x + right), most(y + down)], -1)
-    boxes, cells = sides(beyond(1, 1), beyond(0, 1), beyond(1, -1), beyond(0, -1)), sides(*[jnp.full((h, w), .5)]*4)
-    fine = jnp.round(p*4096).astype(jnp.int32).ravel()  # whole numbers: their sum doesn't depend on the order
-    count = jax.ops.segment_sum(jnp.ones_like(fine), label, n)
-    mean = jax.ops.segment_sum(fine, label, n)/(4096*jnp.maximum(count, 1))
-    score = jnp.where((count > 0) & (jnp.arange(n) > 0), jnp.sqrt(mean*peak)*(1 - jnp.exp(-count/jnp.float32(_SPECK))), 0)
-    score, best = jax.lax.top_k(score, min(k, n))
+    sides = lambda left, up, right, down: jnp.stack(
+        [least(x - left), least(y - up), most(x + right), most(y + down)], -1
+    )
+    boxes = sides(*(_reach(p, level, half, axis, step) for step in (1, -1) for axis in (1, 0)))
+    cells = sides(*[jnp.full((h, w), .5)]*4)
+    score, best = jax.lax.top_k(_region_scores(p, label, peak, n), min(k, n))
     rows = lambda a: jnp.pad(jnp.where(score[:, None] > 0, a[best], 0), ((0, k - len(best)), (0, 0)))
     return rows(boxes), rows(cells), jnp.pad(score, (0, k - len(best)))
 
+# %% ../../nbs/05_inference/10_adapters.ipynb #cc000002
 @OutputAdapterFactory.register('regions')
 @dataclass(frozen=True)
 class RegionAdapter:
-    "The map's logits -> `Detections`: regions at several levels, exact NMS over all, the best `k`; and the map as probabilities"
+    "The map's logits -> the best `k` of the regions at several levels, after NMS; and the map as probabilities"
     k: int # K, rows kept an image
     iou: float = .5
     floor: float = .05 # regions scoring below it are dropped
@@ -194,16 +207,16 @@ class RegionAdapter:
 
     def __call__(
         self,
-        defect_map, # float32 [B, H/4, W/4], logits
-        images=None, # float32 [B, H, W, 3] in 0..1; where given, padding is removed
-    ) -> tuple[Detections, jax.Array]: # K rows an image; the map as probabilities
+        defect_map:Float[ArrayLike, "b rows columns"], # Logits, 4 px a cell
+        images:Float[ArrayLike, "b h w 3"]|None=None, # 0..1; where given, padding is removed
+    ) -> tuple[Detections, Float[Array, "b rows columns"]]: # k rows an image; the map as probabilities
         "What the orchestrator's `detect` must return; the map is NaN where its logits are not finite"
         dense = jax.nn.sigmoid(known(defect_map))
         if images is not None: dense = jnp.where(photographed(images), dense, 0)
         of = lambda p: jax.vmap(lambda level: regions_at(p, level, self.k))(jnp.array(self.levels, jnp.float32))
         boxes, cells, scores = (a.reshape(len(dense), -1, *a.shape[3:]) for a in jax.vmap(of)(dense))
         h, w = dense.shape[1:]
-        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))*_MAP
+        boxes = jnp.clip(boxes, 0, jnp.array([w, h, w, h], jnp.float32))*MAP
         return best_boxes(boxes, scores, k=self.k, iou=self.iou, floor=self.floor, overlap=cells), dense
 
 # %% ../../nbs/05_inference/10_adapters.ipynb #0e0f8454
@@ -213,8 +226,8 @@ class ClassificationAdapter:
     "Logits -> probabilities of the defect classes"
     def __call__(
         self,
-        logits, # float32 [N, L]
-    ) -> jax.Array: # float32 [N, L], sums to 1
+        logits:Float[ArrayLike, "n l"],
+    ) -> Float[Array, "n l"]: # Sums to 1
         "Softmax; NaN in rows of which a logit is not finite"
         ok = jnp.isfinite(logits).all(-1, keepdims=True)
         return jax.nn.softmax(jnp.where(ok, logits, jnp.nan), -1)
@@ -225,8 +238,8 @@ class SegmentationAdapter:
     "Mask logits -> probability of defect, pixel by pixel"
     def __call__(
         self,
-        logits, # float32 [N, M, M]
-    ) -> jax.Array: # float32 [N, M, M], 0..1
+        logits:Float[ArrayLike, "n m m"],
+    ) -> Float[Array, "n m m"]: # 0..1
         "Sigmoid; NaN where a logit is not finite"
         return jax.nn.sigmoid(known(logits))
 
@@ -243,7 +256,7 @@ def bind(
     adapter:Callable, # Takes that, one argument an output
     prefix:str, # Of the network's weights in the bundle
     *,
-    inputs:Callable|None=None, # What the orchestrator hands over -> tuple of the network's inputs; by default as it comes
+    inputs:Callable|None=None, # What the orchestrator hands over -> tuple of the network's inputs; None: the same
     show:bool=False, # Whether the adapter also gets the first input, last
 ) -> Callable: # (all params, ...) -> what the adapter makes of it
     "One function of the bundle's weights and images, from a network and its adapter"

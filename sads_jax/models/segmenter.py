@@ -12,13 +12,15 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from .backbone import make_backbone, signed
-from .detector import Dense, Pyramid, Standardise, drop_channels
+from .detector import Conv, Pyramid, Standardise, drop_channels
 
 # %% ../../nbs/03_models/50_segmenter.ipynb #6e6f723f
-def depth_to_space(x):
-    "[B, H, W, 4C] -> [B, 2H, 2W, C]"
+def depth_to_space(x:Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
+    "Four channels of a pixel become 2 x 2 pixels"
     b, h, w, c = x.shape
     return x.reshape(b, h, w, 2, 2, c//4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2*h, 2*w, c//4)
 
@@ -26,7 +28,7 @@ def depth_to_space(x):
 class _MaskHead(nnx.Module):
     def __init__(self, channels, width, dropout, *, rngs):
         self.standardise, self.pyramid = Standardise(channels), Pyramid(channels, width, rngs=rngs)
-        self.mix, self.out = Dense(width + width//2, width, rngs=rngs), Dense(width, 4, gain=.1, rngs=rngs)
+        self.mix, self.out = Conv(width + width//2, width, rngs=rngs), Conv(width, 4, gain=.1, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, features, key=None):
@@ -39,18 +41,21 @@ class Segmenter(nnx.Module):
     def __init__(
         self,
         backbone:str='lite0', # 'lite0' (pretrained) or 'plain'
-        backbone_width:int=16, # of the plain one
-        width:int=48, # channels of the head, even
+        backbone_width:int=16, # Of the plain one
+        width:int=48, # Channels of the head, even
         dropout:float=.1,
         *,
-        hidden:Sequence[int]|None=None, # of a thinned lite0, see `hidden_channels`
+        hidden:Sequence[int]|None=None, # Of a thinned lite0, see `hidden_channels`
         rngs:nnx.Rngs,
     ):
         self.backbone = make_backbone(backbone, backbone_width, hidden=hidden, rngs=rngs)
         self.head = _MaskHead(self.backbone.channels, width, dropout, rngs=rngs)
 
-    def features(self, crops):
-        "[N,S,S,3], or the backbone's maps of them -> maps at strides 4, 8, 16, 32"
+    def features(
+        self,
+        crops:Float[ArrayLike, "n s s 3"]|tuple[Float[Array, "n _ _ _"], ...], # Or the backbone's maps of them
+    ) -> tuple[Float[Array, "n _ _ _"], ...]:
+        "Maps at strides 4, 8, 16, 32"
         return crops if isinstance(crops, tuple) else self.backbone(crops)
 
-    def __call__(self, crops): return self.head(self.features(crops))
+    def __call__(self, crops) -> Float[Array, "n m m"]: return self.head(self.features(crops))

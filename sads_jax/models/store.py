@@ -54,11 +54,13 @@ def load_model(
     "Read a trained model; `BundleError` where a file is missing or its weights are of another model"
     folder = Path(folder)
     for name in ('model.json', 'model.safetensors'):
-        if not (folder/name).exists(): raise BundleError('no trained model here', where=folder/name, remedy='Train first: sads train')
+        if not (folder/name).exists():
+            raise BundleError('no trained model here', where=folder/name, remedy='Train first: sads train')
     config = json.loads((folder/'model.json').read_text())
     model = MODELS[config['task']](**config['build'], rngs=nnx.Rngs(0))
     params, wanted = load_file(folder/'model.safetensors'), to_flat(model)
     if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in wanted.items()}:
         odd = sorted(set(params) ^ set(wanted)) or [k for k in wanted if params[k].shape != wanted[k].shape]
-        raise BundleError(f'the weights do not fit the model: {odd[0]}', where=folder/'model.safetensors', remedy='Train it again')
+        raise BundleError(f'the weights do not fit the model: {odd[0]}', where=folder/'model.safetensors',
+            remedy='Train it again')
     return pure(model, call) if call else pure(model), params, config

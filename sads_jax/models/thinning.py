@@ -14,22 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
-from .backbone import Lite0, _Block, narrowed
+from .backbone import InvertedResidual, Lite0, narrowed
 from .pretrained import LITE0_BLOCKS
 
 # %% ../../nbs/03_models/25_thinning.ipynb #9dd26f4c
 def eliminate(
-    gram:ArrayLike, # [C, C], second moments of the channels
-    cross:ArrayLike, # [C, D], their products with what a sum of them shall say
-    fixed:int=0, # So many of the last ones stay whatever they cost
-) -> tuple[np.ndarray, np.ndarray]: # int [C - fixed], channels in the order in which they go; float64 [C - fixed], by how much the mean squared error of the best sum grows
-    "Which channels a least-squares sum misses least, one after another (Hassibi and Stork 1993); numpy's `LinAlgError` where `gram` has no inverse"
+    gram:Float[ArrayLike, "c c"], # Second moments of the channels; numpy raises `LinAlgError` without an inverse
+    cross:Float[ArrayLike, "c d"], # Their products with what a sum of them approximates
+    fixed:int=0, # So many of the last channels always stay
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]: # Channels as they go; growth of the squared error by each
+    "Rank channels by how little a least-squares sum needs them (Hassibi and Stork 1993)"
     inverse = np.linalg.inv(gram)
     kernel, left, gone, harm = inverse @ cross, np.arange(len(inverse)), [], []
     while len(left) > fixed:
         n, here = len(left) - fixed, np.ones(len(left), bool)
-        for _ in range(-(-n//4)):  # then the matrices are made smaller, which is too dear to do for each
+        for _ in range(-(-n//4)):  # shrinking the matrices for each channel would cost too much
             price = np.full(n, np.inf)
             np.divide(np.square(kernel[:n]).sum(1), np.diag(inverse)[:n], out=price, where=here[:n])
             j = price.argmin()
@@ -43,17 +44,18 @@ def eliminate(
     return np.array(gone, int), np.array(harm)
 
 # %% ../../nbs/03_models/25_thinning.ipynb #f32b134c
-_PRIOR = 3. # places: that weights stay as they are counts as much as what so many places say
+_PRIOR = 3. # weight of the present weights in the fit, as if they were measured at so many more places
 
 _hidden, _out = nnx.jit(lambda block, x: block.hidden(x)), nnx.jit(lambda block, x: block(x))
 
 def _moments(block, inputs, wanted, positions, seed):
-    "Of hidden channels and a constant: second moments, products with what the block has to add, both with the weights as they are for a prior; and how much the output varies"
+    "Second moments of hidden channels and a constant; their products with the wanted sum; variance of the output"
     rng, gram, cross, outs = np.random.default_rng(seed), 0, 0, []
     for x, want in zip(inputs, wanted):
         add = want - x if block.adds(x) else want
         at = rng.permutation(want.size//want.shape[-1])[:positions]
-        z, add, want = (np.asarray(a).reshape(-1, a.shape[-1])[at].astype(np.float64) for a in (_hidden(block, x), add, want))
+        pick = lambda a, at=at: np.asarray(a).reshape(-1, a.shape[-1])[at].astype(np.float64)
+        z, add, want = pick(_hidden(block, x)), pick(add), pick(want)
         z = np.concatenate([z, np.ones((len(at), 1))], 1)
         gram, cross = gram + z.T @ z/len(at)/len(inputs), cross + z.T @ add/len(at)/len(inputs)
         outs.append(want)
@@ -61,14 +63,19 @@ def _moments(block, inputs, wanted, positions, seed):
     weights = np.concatenate([block.project[...], block.project_bias[...][None]]).astype(np.float64)
     return gram + prior*np.eye(len(gram)), cross + prior*weights, np.concatenate(outs).var(0).sum()
 
+# %% ../../nbs/03_models/25_thinning.ipynb #f32b1300
 def channel_needs(
-    weights:Mapping, # As `lite0_weights` gives them
-    photographs:Sequence[ArrayLike], # Each float32 [1, H, W, 3] in 0..1
+    weights:Mapping[str, ArrayLike], # As `lite0_weights` gives them
+    photographs:Sequence[Float[ArrayLike, "1 _ _ 3"]], # 0..1
     *,
     positions:int=2000, # Looked at in each photograph and block
     on_block:Callable=lambda done, total: None,
-) -> dict[int, tuple[np.ndarray, np.ndarray, float]]: # By block: its hidden channels in the order in which they may go; harm of each over what the block's output varies, never falling; multiplications that one takes
-    "How much photographs like these need each hidden channel of an EfficientNet-Lite0"
+) -> dict[int, tuple[np.ndarray, np.ndarray, float]]: # By block: see below
+    """How much photographs like these need each hidden channel of an EfficientNet-Lite0
+
+    For each block: its hidden channels, int, in the order in which they may go; the harm of each, float64, as a share
+    of the variance of the block's output, never falling; and the multiplications that one channel takes.
+    """
     net, needs = Lite0(weights), {}
     inputs = [net.begin(jnp.asarray(p)) for p in photographs]
     for i, block in enumerate(net.blocks):
@@ -77,14 +84,16 @@ def channel_needs(
             gram, cross, spread = _moments(block, inputs, wanted, positions, i)
             gone, harm = eliminate(gram, cross, fixed=1)
             (_, h, w, c_in), (_, rows, columns, c_out) = inputs[0].shape, wanted[0].shape
-            needs[i] = gone, np.maximum.accumulate(harm)/spread, h*w*c_in + rows*columns*(len(block.depthwise)**2 + c_out)
+            cost = h*w*c_in + rows*columns*(len(block.depthwise)**2 + c_out)
+            needs[i] = gone, np.maximum.accumulate(harm)/spread, cost
         inputs = wanted
         on_block(i + 1, len(net.blocks))
     return needs
 
+# %% ../../nbs/03_models/25_thinning.ipynb #f32b1301
 def kept_channels(
     needs:dict, # As `channel_needs` gives them
-    keep:float, # Share of the multiplications that stays, 0..1
+    share:float, # Of the multiplications that stay, 0..1
     multiple:int=8, # Of channels that a block keeps: what processors take at once
 ) -> dict[int, np.ndarray]: # By block: int, hidden channels, ascending
     "The channels that are missed most, at so many multiplications"
@@ -92,15 +101,16 @@ def kept_channels(
     total = sum(len(gone)*cost for gone, _, cost in needs.values())
     drop, left = dict.fromkeys(needs, 0), total
     for _, i in queue:
-        if left <= keep*total: break
+        if left <= share*total: break
         drop[i], left = drop[i] + 1, left - needs[i][2]
-    stay = {i: min(len(gone), max(-(-(len(gone) - drop[i])//multiple), 1)*multiple) for i, (gone, *_) in needs.items()}
+    full = lambda n: max(-(-n//multiple), 1)*multiple
+    stay = {i: min(len(gone), full(len(gone) - drop[i])) for i, (gone, *_) in needs.items()}
     return {i: np.sort(gone[len(gone) - stay[i]:]) for i, (gone, *_) in needs.items()}
 
 # %% ../../nbs/03_models/25_thinning.ipynb #55a14c3d
 def thin(
-    weights:Mapping, # As `lite0_weights` gives them
-    photographs:Sequence[ArrayLike], # Each float32 [1, H, W, 3] in 0..1
+    weights:Mapping[str, ArrayLike], # As `lite0_weights` gives them
+    photographs:Sequence[Float[ArrayLike, "1 _ _ 3"]], # 0..1
     kept:dict[int, ArrayLike], # As `kept_channels` gives them
     *,
     positions:int=2000, # Looked at in each photograph and block
@@ -111,7 +121,8 @@ def thin(
     for i, chosen in kept.items(): slim = narrowed(slim, i, chosen)
     before = after = [whole.begin(jnp.asarray(p)) for p in photographs]
     for i, (block, (expand, _, stride, _)) in enumerate(zip(whole.blocks, LITE0_BLOCKS)):
-        wanted, thinned = [_out(block, x) for x in before], _Block(slim, f'blocks/{i}/', expand, stride)
+        wanted = [_out(block, x) for x in before]
+        thinned = InvertedResidual(slim, f'blocks/{i}/', expand, stride)
         if i in kept:
             gram, cross, _ = _moments(thinned, after, wanted, positions, i)
             *kernel, bias = np.linalg.solve(gram, cross).astype(np.float32)

@@ -18,39 +18,41 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Real
 
-from .host import _between, _paste, _times
+from .host import neighbours, resample_mask, rounded_product
 
 # %% ../../nbs/01_ops/30_crops.ipynb #24e33d49
 @partial(jax.jit, static_argnames='size')
 def crop_and_resize(
-    images, # [B, H, W, C], any real dtype
-    boxes, # float32 [N, 4], px; need not lie within the image
-    image_index, # int32 [N], which image each box is of, 0..B-1
-    size:int, # side of a crop [px]; static
-): # float32 [N, size, size, C]
+    images:Real[ArrayLike, "b h w c"],
+    boxes:Real[ArrayLike, "n 4"], # px; need not lie within the image
+    image_index:Int[ArrayLike, " n"], # Which image each box is of, 0..b-1
+    size:int, # Side of a crop [px]; static
+) -> Float[Array, "n {size} {size} c"]:
     "Each box of its image, resized to a square; a coordinate that is not finite is read as the image's edge"
     h, w = images.shape[1:3]
     step = (np.arange(size, dtype=np.float32) + np.float32(0.5))/np.float32(size)
     boxes = jnp.nan_to_num(boxes.astype(jnp.float32), nan=0., posinf=1e6, neginf=-1e6)
-    along = lambda i: boxes[:,i,None] + _times((boxes[:,i+2] - boxes[:,i])[:,None], step, jnp)
-    x0, x1, wx = _between(along(0), w, jnp)
-    y0, y1, wy = _between(along(1), h, jnp)
+    along = lambda i: boxes[:,i,None] + rounded_product((boxes[:,i+2] - boxes[:,i])[:,None], step, jnp)
+    x0, x1, wx = neighbours(along(0), w, jnp)
+    y0, y1, wy = neighbours(along(1), h, jnp)
     wx, wy = wx[:,None,:,None], wy[:,:,None,None]
     which = image_index[:,None,None]
     pixel = lambda y, x: images.at[which, y[:,:,None], x[:,None,:]].get(mode='clip').astype(jnp.float32)
-    row = lambda y: (lambda low, high: low + _times(high - low, wx, jnp))(pixel(y, x0), pixel(y, x1))
-    top, bottom = row(y0), row(y1)
-    return top + _times(bottom - top, wy, jnp)
+    between = lambda low, high, weight: low + rounded_product(high - low, weight, jnp)
+    row = lambda y: between(pixel(y, x0), pixel(y, x1), wx)
+    return between(row(y0), row(y1), wy)
 
 # %% ../../nbs/01_ops/30_crops.ipynb #fbd178fa
 @partial(jax.jit, static_argnames=('h', 'w'))
 def paste_mask(
-    mask, # float32 [M, M]
-    box, # float32 [4], px: what the mask covers
-    h:int, # height of the image [px]; static
-    w:int, # width of the image [px]; static
-): # float32 [h, w]; 0 outside the box
+    mask:Real[ArrayLike, "m m"],
+    box:Real[ArrayLike, " 4"], # px: what the mask covers
+    h:int, # Height of the image [px]; static
+    w:int, # Width of the image [px]; static
+) -> Float[Array, "{h} {w}"]: # 0 outside the box
     "Lay a mask onto an image where its box is; compiled once for each (`h`, `w`)"
     centre = lambda n: jnp.arange(n, dtype=jnp.float32) + 0.5
-    return _paste(mask.astype(jnp.float32), box.astype(jnp.float32), centre(h), centre(w), jnp)
+    return resample_mask(mask.astype(jnp.float32), box.astype(jnp.float32), centre(h), centre(w), jnp)

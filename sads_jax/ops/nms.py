@@ -18,25 +18,28 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from .boxes import _iou
+from .boxes import elementwise_iou
 
 # %% ../../nbs/01_ops/20_nms.ipynb #a3c9ee17
 @partial(jax.jit, static_argnames='max_out')
 def nms(
-    boxes, # float32 [N, 4], px
-    scores, # float32 [N]
-    valid, # bool [N]
+    boxes:Float[ArrayLike, "n 4"], # px
+    scores:Float[ArrayLike, " n"],
+    valid:Bool[ArrayLike, " n"], # Is the row a box at all?
     *,
-    iou, # IoU above which a box is suppressed, 0..1 (float32)
-    labels=None, # int32 [N]: boxes of different labels don't suppress each other
-    max_out:int, # how many boxes to return at most; static
-): # index int32 [max_out] into `boxes`, best first, and keep bool [max_out]; index is 0 where not keep
+    iou:ScalarLike, # IoU above which a box is suppressed, 0..1
+    labels:Int[ArrayLike, " n"]|None=None, # Boxes of different labels don't suppress each other
+    max_out:int, # How many boxes to return at most; static
+) -> tuple[Int[Array, " {max_out}"], Bool[Array, " {max_out}"]]: # Rows of `boxes`, best first; which count
     "Exact greedy non-maximum suppression; class-aware where `labels` are given"
     n = boxes.shape[0]
     index, keep = jnp.zeros(max_out, jnp.int32), jnp.zeros(max_out, bool)
     if n == 0: return index, keep
-    scores, iou, position = scores.astype(jnp.float32), jnp.asarray(iou, jnp.float32), jnp.arange(n, dtype=jnp.int32)
+    scores, iou = scores.astype(jnp.float32), jnp.asarray(iou, jnp.float32)
+    position = jnp.arange(n, dtype=jnp.int32)
     alive = valid & ~jnp.isnan(scores) & jnp.isfinite(boxes).all(-1)
 
     def step(k, state):
@@ -44,7 +47,7 @@ def nms(
         best = jnp.max(jnp.where(alive, scores, -jnp.inf))
         first = jnp.min(jnp.where(alive & (scores == best), position, n))
         found, i = first < n, jnp.minimum(first, n - 1)
-        struck = _iou(boxes[i], boxes) > iou
+        struck = elementwise_iou(boxes[i], boxes) > iou
         if labels is not None: struck &= labels == labels[i]
         alive &= ~struck & (position != i)
         return alive, index.at[k].set(jnp.where(found, i, 0)), keep.at[k].set(found)
@@ -54,14 +57,15 @@ def nms(
 # %% ../../nbs/01_ops/20_nms.ipynb #fad0c2ab
 @partial(jax.jit, static_argnames='max_out')
 def batched_nms(
-    boxes, # float32 [B, N, 4], px
-    scores, # float32 [B, N]
-    valid, # bool [B, N]
+    boxes:Float[ArrayLike, "b n 4"], # px
+    scores:Float[ArrayLike, "b n"],
+    valid:Bool[ArrayLike, "b n"], # Is the row a box at all?
     *,
-    iou, # IoU above which a box is suppressed, 0..1
-    labels=None, # int32 [B, N]
-    max_out:int, # how many boxes to return at most for each image; static
-): # index int32 [B, max_out], keep bool [B, max_out]
+    iou:ScalarLike, # IoU above which a box is suppressed, 0..1
+    labels:Int[ArrayLike, "b n"]|None=None,
+    max_out:int, # How many boxes to return at most for each image; static
+) -> tuple[Int[Array, "b {max_out}"], Bool[Array, "b {max_out}"]]: # As of `nms`
     "`nms` for each image of a batch"
     if labels is None: return jax.vmap(partial(nms, iou=iou, max_out=max_out))(boxes, scores, valid)
-    return jax.vmap(lambda b, s, v, l: nms(b, s, v, iou=iou, labels=l, max_out=max_out))(boxes, scores, valid, labels)
+    each = lambda boxes, scores, valid, labels: nms(boxes, scores, valid, iou=iou, labels=labels, max_out=max_out)
+    return jax.vmap(each)(boxes, scores, valid, labels)

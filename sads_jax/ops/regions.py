@@ -17,11 +17,13 @@ Docs: https://sads-jax.github.io/sads_jax/01_ops/regions.html.md"""
 __all__ = ['components', 'Regions', 'region_properties']
 
 # %% ../../nbs/01_ops/40_regions.ipynb #316bc3d5
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # %% ../../nbs/01_ops/40_regions.ipynb #fd80bc54
 def _smallest_neighbour(a, far):
@@ -33,8 +35,8 @@ def _smallest_neighbour(a, far):
 
 @jax.jit
 def components(
-    mask, # bool [H, W]
-): # int32 [H, W], 0 = background
+    mask:Shaped[ArrayLike, "h w"], # True (or not 0) where there is something
+) -> Int[Array, "h w"]: # 0 = background
     "Label the regions of a small mask; the same numbers as `host_components`"
     h, w = mask.shape
     mask, far = mask.astype(bool), h*w
@@ -57,20 +59,20 @@ def components(
 # %% ../../nbs/01_ops/40_regions.ipynb #e826d8e8
 class Regions(NamedTuple):
     "What `region_properties` measures of regions 1 … `max_regions`; zero where not `valid`"
-    area: Any # float32 [R], px²
-    bbox: Any # float32 [R, 4], x1, y1, x2, y2 [px], x2 and y2 exclusive
-    valid: Any # bool [R], whether there is such a region
-    length: Any # float32 [R], largest Feret diameter [px]
+    area: Float[Array, " r"] # px²
+    bbox: Float[Array, "r 4"] # x1, y1, x2, y2 [px], x2 and y2 exclusive
+    valid: Bool[Array, " r"] # Is there such a region?
+    length: Float[Array, " r"] # Largest Feret diameter [px]
 
 def region_properties(
-    labels, # int32 [H, W] from `components`
-    max_regions:int, # R, how many regions to measure; static. Further ones are left out
+    labels:Int[ArrayLike, "h w"], # From `components`
+    max_regions:int, # How many regions to measure; static. Further ones are left out
 ) -> Regions:
     "Area, bounding box and length of each region; the lengths are those of `max_feret` to float32's precision"
     h, w = labels.shape
     of = labels == jnp.arange(1, max_regions + 1)[:,None,None]
     x = jnp.arange(w, dtype=jnp.int32)
-    left, right = jnp.where(of, x, w).min(2), jnp.where(of, x + 1, 0).max(2)  # [R, H] ends of each row
+    left, right = jnp.where(of, x, w).min(2), jnp.where(of, x + 1, 0).max(2)  # [r, h] ends of each row
     row, y, line = right > 0, jnp.arange(h, dtype=jnp.int32), jnp.arange(h + 1, dtype=jnp.int32)
     valid = row.any(1)
     bbox = jnp.stack([left.min(1), jnp.where(row, y, h).min(1), right.max(1), jnp.where(row, y + 1, 0).max(1)], 1)

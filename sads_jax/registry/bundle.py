@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.canvas import PAD
 from ..core.errors import BundleError, ParamsError
 from ..core.files import whole_folder, write_whole
 from ..core.params import DecisionSpec, EvaluateSpec, Params, dump_params, parse_params
@@ -276,7 +277,7 @@ def write_bundle(
             'decision': decision,
             'data': dict(data),
             'code': dict(code),
-            'preprocess': {'buckets': [list(b) for b in buckets], 'pad': 127, 'batch_sizes': sorted(batch_sizes)},
+            'preprocess': {'buckets': [list(b) for b in buckets], 'pad': PAD, 'batch_sizes': sorted(batch_sizes)},
         }.items():
             (new/f'{name}.json').write_text(_dumps(tree))
         (new/'params.yaml').write_text(dump_params(params))

@@ -28,6 +28,7 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 
+from ..core.canvas import PAD
 from ..core.errors import SADSError, ServingError
 from ..core.settings import Settings
 from ..core.types import InspectionReport
@@ -230,7 +231,7 @@ def warm_up(
     most = max(max_batch_size, min(predictor.batch_sizes))  # a predictor pads only below its smallest
     sizes = [n for n in sorted(predictor.batch_sizes) if n <= most]
     calls = [(h, w, n) for h, w in predictor.buckets for n in sizes]
-    for h, w, n in calls: pipeline.run_inference([np.full((h, w, 3), 127, np.uint8)]*n, batch_size=n)
+    for h, w, n in calls: pipeline.run_inference([np.full((h, w, 3), PAD, np.uint8)]*n, batch_size=n)
     return len(calls)
 
 def load_bundle(

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..core.factory import Factory
 from ..core.params import Params
@@ -24,6 +25,19 @@ from ..models.backbone import to_flat
 from ..models.store import load_model, save_model
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #a54f4b4f
+def _feature_vectors(detector, inside):
+    "canvases uint8 [B, H, W, 3] -> pooled features float32 [B, D]; and the channels of all maps"
+    apply, weights, _ = load_model(detector, lambda m, x: m.features(x))
+    @jax.jit
+    def vectors(images):
+        x = images.astype(jnp.float32)/255
+        maps = apply(weights, x)
+        return pooled([maps[level] for level in LEVELS], inside(x))
+    def channels(bucket):
+        maps = jax.eval_shape(apply, weights, jax.ShapeDtypeStruct((1, *bucket, 3), jnp.float32))
+        return tuple(maps[level].shape[-1] for level in LEVELS)
+    return vectors, channels
+
 def good_vectors(
     data:InspectionData,
     image_ids:Sequence[int], # Of the training split; defective and unlabelled ones are left out
@@ -34,29 +48,25 @@ def good_vectors(
     inside:Callable, # float32 [B, H, W, 3] in 0..1 -> bool [B, H/4, W/4]: what of a canvas is photograph
     progress:Callable=lambda what, done, total, row: None,
     batch_size:int=8,
-) -> tuple[tuple[int, ...], np.ndarray]: # channels of the maps looked at; float32 [N, D], N = 0 without good photographs
+) -> tuple[tuple[int, ...], Float[np.ndarray, "n d"]]: # Channels of the maps looked at; n = 0 without good photographs
     "Pooled features of good photographs"
-    good = CVDataset(data, [i for i in image_ids if data.by_id[i].defective is False], params.image.buckets, tile=params.image.tile, cache=False)
-    apply, weights, _ = load_model(detector, lambda m, x: m.features(x))
-    @jax.jit
-    def look(images):
-        x = images.astype(jnp.float32)/255
-        maps = apply(weights, x)
-        return pooled([maps[l] for l in LEVELS], inside(x))
-    h, w = params.image.buckets[0]
-    channels = tuple(m.shape[-1] for m in jax.eval_shape(apply, weights, jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)))
+    ids = [i for i in image_ids if data.by_id[i].defective is False]
+    good = CVDataset(data, ids, params.image.buckets, tile=params.image.tile, cache=False)
+    vectors, channels_of = _feature_vectors(detector, inside)
+    channels = channels_of(params.image.buckets[0])
     chosen = np.unique(np.linspace(0, len(good) - 1, min(most, len(good))).round().astype(int))
     by_bucket = {}
     for i in chosen.tolist(): by_bucket.setdefault(good.bucket(i), []).append(i)
-    out, done = [np.zeros((0, 2*sum(channels[l] for l in LEVELS)), np.float32)], 0
+    out, done = [np.zeros((0, 2*sum(channels)), np.float32)], 0
     for _, rows in sorted(by_bucket.items()):
         for at in range(0, len(rows), batch_size):
             part = rows[at:at + batch_size]
             canvases = [good[i].canvas for i in part]
-            out.append(np.asarray(look(np.stack(canvases + [canvases[-1]]*(batch_size - len(part)))))[:len(part)])
+            canvases += [canvases[-1]]*(batch_size - len(part))
+            out.append(np.asarray(vectors(np.stack(canvases)))[:len(part)])
             done += len(part)
             progress('good parts', done, len(chosen), {})
-    return tuple(channels[l] for l in LEVELS), np.concatenate(out)
+    return channels, np.concatenate(out)
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #aad61be1
 AnomalyFactory = Factory('anomaly')

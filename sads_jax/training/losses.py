@@ -11,16 +11,19 @@ __all__ = ['map_loss', 'name_loss', 'iou_and_giou', 'own_cells', 'box_loss', 'de
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from ..ops.boxes import CELL, boxes_at, cell_centres
+from ..core.canvas import CELL
+from ..ops.boxes import boxes_at, cell_centres
 
 # %% ../../nbs/04_training/10_losses.ipynb #1fe2854d
 def map_loss(
-    logits, # [B, H, W]
-    target, # float32 [B, H, W], share of the pixel that is defect, 0..1
-    focal_weight:float=10., # of the mean focal term, against a Dice term of at most 1
-):
-    "Focal + cross-entropy + Dice over images that have a defect; a scalar"
+    logits:Float[ArrayLike, "b h w"],
+    target:Float[ArrayLike, "b h w"], # Share of the pixel that is defect, 0..1
+    focal_weight:ScalarLike=10., # Of the mean focal term, against a Dice term of at most 1
+) -> Float[Array, ""]:
+    "Focal + cross-entropy + Dice over images that have a defect"
     p = jax.nn.sigmoid(logits)
     bce = optax.sigmoid_binary_cross_entropy(logits, target)
     wrong = p + target - 2*p*target  # probability of the other answer
@@ -31,19 +34,19 @@ def map_loss(
     return focal_weight*focal + 2*bce.mean() + (dice*has).sum()/jnp.maximum(has.sum(), 1)
 
 def name_loss(
-    logits, # [N, L]
-    labels, # int32 [N]
+    logits:Float[ArrayLike, "n l"],
+    labels:Int[ArrayLike, " n"],
     smoothing:float=.1,
-):
-    "Cross-entropy with smoothed labels (Szegedy et al. 2016); a scalar"
+) -> Float[Array, ""]:
+    "Cross-entropy with smoothed labels (Szegedy et al. 2016)"
     target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, target).mean()
 
 # %% ../../nbs/04_training/10_losses.ipynb #f76b7f01
 def iou_and_giou(
-    a, # float32 [..., 4], px
-    b, # float32 [..., 4], px
-): # IoU 0..1 and generalised IoU -1..1, float32 [...]
+    a:Float[ArrayLike, "*n 4"], # px
+    b:Float[ArrayLike, "*n 4"], # px
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]: # IoU 0..1 and generalised IoU -1..1
     "How alike boxes are, pair by pair, with gradients that are finite everywhere"
     area = lambda p: jnp.maximum(p[..., 2] - p[..., 0], 0)*jnp.maximum(p[..., 3] - p[..., 1], 0)
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
@@ -54,9 +57,9 @@ def iou_and_giou(
 
 # %% ../../nbs/04_training/10_losses.ipynb #53ef1d13
 def own_cells(
-    boxes, # float32 [B, G, 4], canvas px; one without area stands for none
+    boxes:Float[ArrayLike, "b g 4"], # Canvas px; one without area stands for none
     h:int, w:int, # Rows and columns of cells
-): # owned bool [B, h, w], and the box of each cell's owner, float32 [B, h, w, 4]
+) -> tuple[Bool[Array, "b {h} {w}"], Float[Array, "b {h} {w} 4"]]: # Is the cell owned; the box of its owner
     "Which cells answer for a box, and for which"
     at = cell_centres(h, w)
     sides = (boxes[..., 2:] - boxes[..., :2])[:, :, None, None]
@@ -64,24 +67,26 @@ def own_cells(
     size = jnp.where((sides > 0).all(-1), sides.prod(-1), jnp.inf)  # [B, G, 1, 1]
     size = jnp.where((jnp.abs(at - middle) < jnp.clip(sides/4, .75*CELL, 2*CELL)).all(-1), size, jnp.inf)
     owner = size.argmin(1)
-    return jnp.isfinite(size).any(1), jnp.take_along_axis(boxes, owner.reshape(len(boxes), h*w, 1), 1).reshape(-1, h, w, 4)
+    theirs = jnp.take_along_axis(boxes, owner.reshape(len(boxes), h*w, 1), 1)
+    return jnp.isfinite(size).any(1), theirs.reshape(-1, h, w, 4)
 
 def box_loss(
-    cells, # float32 [B, h, w, 5], as `Detector.look` gives them
-    boxes, # float32 [B, G, 4], canvas px; one without area stands for none
-):
-    "Generalised IoU of the boxes, and a score that is to equal the IoU its box will have (varifocal loss, Zhang et al. 2021); a scalar"
+    cells:Float[ArrayLike, "b h w 5"], # As `Detector.outputs` gives them
+    boxes:Float[ArrayLike, "b g 4"], # Canvas px; one without area stands for none
+) -> Float[Array, ""]:
+    "Generalised IoU of the boxes, and a score that shall equal the IoU of its box (varifocal loss, Zhang et al. 2021)"
     said, logits = boxes_at(cells[..., :4]), cells[..., 4]
     owned, truth = own_cells(boxes, *logits.shape[1:])
     iou, giou = iou_and_giou(said, truth)
     target = jnp.where(owned, jnp.maximum(jax.lax.stop_gradient(iou), .05), 0.)
     weight = jnp.where(owned, target, .75*jax.nn.sigmoid(logits)**2)
     n = jnp.maximum(owned.sum(), 1)
-    return (weight*optax.sigmoid_binary_cross_entropy(logits, target)).sum()/n + 2*jnp.where(owned, 1 - giou, 0.).sum()/n
+    score = (weight*optax.sigmoid_binary_cross_entropy(logits, target)).sum()/n
+    return score + 2*jnp.where(owned, 1 - giou, 0.).sum()/n
 
 def detection_loss(
-    said, # Map logits [B, H/4, W/4] and what cells say [B, H/8, W/8, 5]
-    target, # Share of each 4 x 4 px that is defect [B, H/4, W/4], and boxes [B, G, 4]
-):
-    "Of the map and of the boxes; a scalar"
+    said:tuple[Float[Array, "b h w"], Float[Array, "b m n 5"]], # Map logits, and what cells say
+    target:tuple[Float[ArrayLike, "b h w"], Float[ArrayLike, "b g 4"]], # Share of each 4 x 4 px that is defect; boxes
+) -> Float[Array, ""]:
+    "Of the map and of the boxes"
     return map_loss(said[0], target[0]) + box_loss(said[1], target[1])

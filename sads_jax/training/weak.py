@@ -13,6 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
 
 from ..data.dataset import Example
 
@@ -28,12 +30,12 @@ def with_unknown(
     return example._replace(class_map=there)
 
 # %% ../../nbs/04_training/15_weak.ipynb #7082f5ce
-_SHARE = 256 # one cell of the map in so many must be found
+_SHARE = 256 # of so many cells of the map, one must be found
 
 def somewhere(
-    logits, # float32 [B, h, w]
-    unknown, # bool [B, h, w]
-): # scalar; 0 where nothing is unknown
+    logits:Float[ArrayLike, "b h w"],
+    unknown:Bool[ArrayLike, "b h w"],
+) -> Float[Array, ""]: # 0 where nothing is unknown
     "Cross-entropy of 'defective' for the mean of the best logits of each photograph with unknown places"
     b, h, w = logits.shape
     best, _ = jax.lax.top_k(jnp.where(unknown, logits, -30.).reshape(b, h*w), max(1, h*w//_SHARE))
@@ -41,7 +43,7 @@ def somewhere(
     return jnp.where(weak, jax.nn.softplus(-best.mean(1)), 0.).sum()/jnp.maximum(weak.sum(), 1)
 
 def with_weak(
-    loss:Callable, # (said, target) -> scalar: map logits [B, h, w] and its target, or tuples of them and of cells [B, m, n, 5] and boxes
+    loss:Callable, # (said, target) -> scalar, of a map [B, h, w], or of a tuple with cells [B, m, n, 5] and boxes
 ) -> Callable: # The same; the map's target may be -1
     "A detector's loss that also learns from photographs labelled as a whole"
     def both(said, target):

@@ -35,7 +35,7 @@ def load_models(
 ) -> dict[str, tuple]: # task -> (apply, flat params, model.json); that of the detector also gives the features
     "The three trained models and the one of good parts; `BundleError` naming what is missing"
     from sads_jax.models.store import load_model # flax: a server never trains
-    features = lambda model, images: model.look(images)
+    features = lambda model, images: model.outputs(images)
     return {t: load_model(Path(folder)/t, features if t == 'detector' else None) for t in (*TASKS, 'anomaly')}
 
 def joint_weights(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ...core.canvas import MAP
 from ...core.params import DecisionSpec
 from ...core.types import RLE, Defect, Findings, Reason, Verdict
 from ...data.images import Placement, to_original
@@ -25,8 +26,6 @@ from .zones import zone_areas
 from ...ops.host import host_components, host_paste_mask, max_feret
 
 # %% ../../../nbs/06_domains/surface/20_postprocessor.ipynb #54c23f2e
-_MAP = 4 # canvas px per pixel of the defect map
-
 class Patch(NamedTuple):
     "A mask that is false outside of a window"
     top: int # first row of the window in the image
@@ -243,7 +242,7 @@ class SADSPostprocessor:
         p = placement
         dense = np.asarray(findings.defect_map, np.float32)
         canvas = p.height/p.original_height, p.width/p.original_width
-        window = p.left/_MAP, p.top/_MAP, (p.left + p.width)/_MAP, (p.top + p.height)/_MAP
+        window = p.left/MAP, p.top/MAP, (p.left + p.width)/MAP, (p.top + p.height)/MAP
         out = np.array(
             Image.fromarray(dense).resize((p.original_width, p.original_height), Image.Resampling.BILINEAR, box=window)
         )

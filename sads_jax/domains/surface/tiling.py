@@ -14,10 +14,11 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
+from ...core.canvas import MAP
 from ...core.params import TileSpec
 from ...core.types import Findings
 from ...data.images import Placement, Window, tile_windows, to_original
-from .postprocessor import _MAP, unclipped_box
+from .postprocessor import unclipped_box
 from ...inference.predictor import BaseCVPredictor
 
 # %% ../../../nbs/06_domains/surface/38_tiling.ipynb #720a349d
@@ -86,11 +87,11 @@ def _along(start, length, whole, first, scale, overlap):
     how loud it is [n]"""
     end = start + length
     a, b = (
-        (start + _MAP // 2 - 1) // _MAP,
-        -(-whole // _MAP) if end == whole else (end + _MAP // 2 - 1) // _MAP,
+        (start + MAP // 2 - 1) // MAP,
+        -(-whole // MAP) if end == whole else (end + MAP // 2 - 1) // MAP,
     )  # cells whose centres lie on the tile
-    own = [(first + (cell*_MAP - start)*scale)/_MAP + 1 for cell in (a, b)]  # + 1: its map is padded
-    centre = (np.arange(a, b) + .5)*_MAP
+    own = [(first + (cell*MAP - start)*scale)/MAP + 1 for cell in (a, b)]  # + 1: its map is padded
+    centre = (np.arange(a, b) + .5)*MAP
     voice = lambda distance: np.clip(distance/overlap, 1e-3, 1)
     return slice(a, b), own, np.where(start > 0, voice(centre - start), 1)*np.where(end < whole, voice(end - centre), 1)
 
@@ -108,8 +109,8 @@ def _blend(total, loudness, dense, place, window, h, w, overlap):
 def _cells(boxes, rows, cols):
     "Which cells of the joint map each of `boxes` [N, 4] touches, among those that its tile speaks of; at least one"
     first, last = np.array([cols.start, rows.start]), np.array([cols.stop, rows.stop])
-    low = np.floor(boxes[:, :2]/_MAP).astype(int).clip(first, last - 1)
-    return np.concatenate([low, np.maximum(np.ceil(boxes[:, 2:]/_MAP).astype(int).clip(first, last), low + 1)], 1)
+    low = np.floor(boxes[:, :2]/MAP).astype(int).clip(first, last - 1)
+    return np.concatenate([low, np.maximum(np.ceil(boxes[:, 2:]/MAP).astype(int).clip(first, last), low + 1)], 1)
 
 def _peaks(dense, cells, left=0, top=0):
     return np.array([dense[y0 - top : y1 - top, x0 - left : x1 - left].max() for x0, y0, x1, y1 in cells], np.float32)
@@ -134,7 +135,7 @@ def stitch(
     iou:float=.5, # Boxes of two tiles that overlap by more are one defect
 ) -> tuple[Findings, Placement]: # Of the photograph: the canvas is the photograph itself
     "Findings of tiles as those of the whole: every row valid, best first"
-    total, loudness = np.zeros((2, -(-h//_MAP), -(-w//_MAP)), np.float32)
+    total, loudness = np.zeros((2, -(-h//MAP), -(-w//MAP)), np.float32)
     rows, windows, cells, peaks, alone = [], [], [], [], []
     for window, found, place in looks:
         rows.append(_placed(found, place, window, h, w))

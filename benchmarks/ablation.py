@@ -27,8 +27,9 @@ VARIANTS = {  # name -> changed parameters, stages from which on it differs
     "no mirrored views": (["detector.flips=1"], ALL[4:]),
     "boxes as the map has them": (["detector.fit=false"], ALL[4:]),
 }
-FIGURES = {"image AUROC": "images.auroc", "caught at 5 % overkill": "images.pb5", "pixel AP": "pixels.ap", "mAP@0.5, agnostic": "detection.map50",
-           "mAP@0.5, aware": "detection.cascade_map50", "Dice": "masks.dice", "crop accuracy": "crops.true_box_accuracy"}
+FIGURES = {"image AUROC": "images.auroc", "caught at 5 % overkill": "images.pb5", "pixel AP": "pixels.ap",
+    "mAP@0.5, agnostic": "detection.map50", "mAP@0.5, aware": "detection.cascade_map50", "Dice": "masks.dice",
+    "crop accuracy": "crops.true_box_accuracy"}
 
 
 def figure(metrics, path):
@@ -43,10 +44,16 @@ def done(base, name, folder, more):
     kept = folder / "ablation.json"
     if not kept.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("reports", "checkpoints", "params.yaml"))  # the run writes its own
+        shutil.copytree(
+            base, folder, ignore=shutil.ignore_patterns("reports", "checkpoints", "params.yaml")
+        )  # the run writes its own
         began = time.time()
         for stage in stages:
-            subprocess.run(["sads", "stage", *stage.split(), "--params", base / "params.yaml", "--workdir", folder, *(a for s in (*more, *changes) for a in ("-S", s))], check=True)
+            subprocess.run(
+                ["sads", "stage", *stage.split(), "--params", base / "params.yaml", "--workdir", folder,
+                    *(a for s in (*more, *changes) for a in ("-S", s))],
+                check=True,
+            )
         kept.write_text(json.dumps({"minutes": (time.time() - began) / 60}) + "\n")
     return json.loads((folder / "reports/metrics.json").read_text()), json.loads(kept.read_text())["minutes"]
 
@@ -61,7 +68,12 @@ def main():
     print("| | " + " | ".join(FIGURES) + " | minutes |\n|---" + "|---" * (len(FIGURES) + 1) + "|")
     for name in args.only:
         metrics, minutes = done(args.run, name, args.work / name.replace(" ", "-").replace("'", ""), args.set)
-        print(f"| {name} | " + " | ".join(f"{figure(metrics, f):.3f}" for f in FIGURES.values()) + f" | {'-' if minutes is None else f'{minutes:.1f}'} |", flush=True)
+        print(
+            f"| {name} | "
+            + " | ".join(f"{figure(metrics, f):.3f}" for f in FIGURES.values())
+            + f" | {'-' if minutes is None else f'{minutes:.1f}'} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -45,9 +45,16 @@ def main():
             bad = {k: [spoiled(p, failure, strength, rng) for p in mine] for k, mine in photos.items()}
             count = np.array([[passing(p, bad[k]) for p in (before, after)] for k in photos])
             total += count
-            print(f'{failure:18} {strength}          {count[0, 0]:3} {count[0, 1]:3} of {len(bad["good"])}             {count[1, 0]:3} {count[1, 1]:3} of {len(bad["defective"])}', flush=True)
+            print(
+                f'{failure:18} {strength}          {count[0, 0]:3} {count[0, 1]:3} of {len(bad["good"])}             '
+                f'{count[1, 0]:3} {count[1, 1]:3} of {len(bad["defective"])}',
+                flush=True,
+            )
     n = 3*len(FAILURES)
-    print(f'all                            {total[0, 0]:3} {total[0, 1]:3} of {n*len(photos["good"])}             {total[1, 0]:3} {total[1, 1]:3} of {n*len(photos["defective"])}')
+    print(
+        f'all                            {total[0, 0]:3} {total[0, 1]:3} of {n * len(photos["good"])}             '
+        f'{total[1, 0]:3} {total[1, 1]:3} of {n * len(photos["defective"])}'
+    )
 
 def after_text(workdir):
     "What calibration promised of the gate"

@@ -28,7 +28,8 @@ def first_verdict(bundle, photo):
     with tempfile.TemporaryDirectory() as d:
         shutil.copy(photo, Path(d) / Path(photo).name)
         (Path(d) / "settings.ini").write_text("[sads]\ncache_dir = cache\n")
-        command = [Path(sys.executable).parent / "sads", "predict", Path(photo).name, "--bundle", Path(bundle).absolute()]
+        command = [Path(sys.executable).parent / "sads", "predict", Path(photo).name, "--bundle",
+            Path(bundle).absolute()]
         took = []
         for _ in range(3):
             start = time.perf_counter()
@@ -42,7 +43,10 @@ def main():
     args.add_argument("bundle"), args.add_argument("dataset"), args.add_argument("--repeats", type=int, default=5)
     args = args.parse_args()
     data = read_coco(args.dataset)
-    chosen = {kind: [data.path(r) for r in data.images if r.defective is flag][:32] for kind, flag in (("clean", False), ("defective", True))}
+    chosen = {
+        kind: [data.path(r) for r in data.images if r.defective is flag][:32]
+        for kind, flag in (("clean", False), ("defective", True))
+    }
 
     cold, warm = first_verdict(args.bundle, chosen["defective"][0])
     print(f"process start to first verdict: {cold:.1f} s cold, {warm:.1f} s with the compiled program cached")
@@ -65,10 +69,15 @@ def main():
             for at in range(0, 32, b):
                 predictor.predict(photos[kind][at:at + b])
             took[kind, b].append(time.perf_counter() - start)
-    print(f"\nimages/s, median of {args.repeats} (detections an image: {', '.join(f'{k} {v:.1f}' for k, v in found.items())})")
+    print(
+        f"\nimages/s, median of {args.repeats} (detections an image: "
+        f"{', '.join(f'{k} {v:.1f}' for k, v in found.items())})"
+    )
     print("             " + "".join(f"batch {b:<6}" for b in BATCHES))
     for kind in photos:
-        print(f"{kind:12} " + "".join(f"{len(photos[kind]) / statistics.median(took[kind, b]):<12.1f}" for b in BATCHES))
+        print(
+            f"{kind:12} " + "".join(f"{len(photos[kind]) / statistics.median(took[kind, b]):<12.1f}" for b in BATCHES)
+        )
 
     predictor = load_pipeline(args.bundle).predictor
     rng, sizes = np.random.default_rng(0), set()
@@ -76,7 +85,10 @@ def main():
         sizes.add(tuple(int(n) for n in rng.integers(64, 700, 2)))
     for h, w in sorted(sizes):
         predictor.predict([rng.integers(0, 255, (h, w, 3), np.uint8)])
-    print(f"\ncompilations over {len(sizes)} photographs of {len(sizes)} sizes: {predictor.compiles} (buckets: {len(predictor.buckets)})")
+    print(
+        f"\ncompilations over {len(sizes)} photographs of {len(sizes)} sizes: {predictor.compiles} (buckets: "
+        f"{len(predictor.buckets)})"
+    )
 
 
 if __name__ == "__main__":

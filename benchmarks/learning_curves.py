@@ -3,9 +3,10 @@
     python benchmarks/learning_curves.py [-S data.kind=magnetic_tile -S data.root=DIR] [--seeds 0 1 2] [--work DIR]
 
 Every training part keeps its photographs; only the given share of the defective ones keeps its labels, dealt out
-class by class and the same for all trainers, a larger share containing the smaller. `cnn`, `finetune` and `discriminant`
-can use those alone, `contrastive` looks at the other photographs too. Judged is the name given to true boxes of the test
-parts, which no photograph of a training part shows. A seed means another split, other labels and other weights.
+class by class and the same for all trainers, a larger share containing the smaller. `cnn`, `finetune` and
+`discriminant` can use those alone, `contrastive` looks at the other photographs too. Judged is the name given to true
+boxes of the test parts, which no photograph of a training part shows. A seed means another split, other labels and
+other weights.
 
 Writes RESULTS.md's table between its marks, and the plot beside it; runs that are in --work/rows.jsonl are not
 repeated. Small photographs and few steps: all of it in minutes on two cores.
@@ -31,18 +32,21 @@ SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 KINDS = ("cnn", "finetune", "discriminant", "contrastive")
 HALVES = ("pretraining alone", "pull alone")  # of `contrastive`, at TOLD only
 TOLD = 0.1
-SMALL = ["data.kind=synthetic", "data.n_parts=300", "data.exposures=1", "data.size=96", "data.defective=0.9", "image.buckets=[[96, 96]]",
-         "split.train=0.5", "split.val=0.05", "split.calibration=0.05", "split.test=0.4"]
+SMALL = ["data.kind=synthetic", "data.n_parts=300", "data.exposures=1", "data.size=96", "data.defective=0.9",
+    "image.buckets=[[96, 96]]", "split.train=0.5", "split.val=0.05", "split.calibration=0.05", "split.test=0.4"]
 COMMON = {"steps": 100, "batch_size": 24, "learning_rate": 0.003, "warmup": 15, "ema": 0.95, "eval_every": 100}
 PRETRAIN = 200
-OWN = {"cnn": {"kind": "cnn"}, "finetune": {"kind": "finetune", "views": 4}, "discriminant": {"kind": "discriminant", "views": 4},
-       "contrastive": {"kind": "contrastive", "pretrain_steps": PRETRAIN},
-       "pretraining alone": {"kind": "contrastive", "pretrain_steps": PRETRAIN, "pull": 0.0}, "pull alone": {"kind": "contrastive", "pretrain_steps": 0}}
+OWN = {"cnn": {"kind": "cnn"}, "finetune": {"kind": "finetune", "views": 4},
+    "discriminant": {"kind": "discriminant", "views": 4},
+    "contrastive": {"kind": "contrastive", "pretrain_steps": PRETRAIN},
+    "pretraining alone": {"kind": "contrastive", "pretrain_steps": PRETRAIN, "pull": 0.0},
+    "pull alone": {"kind": "contrastive", "pretrain_steps": 0}}
 BEGIN, END = "<!-- written by benchmarks/learning_curves.py: begin -->", "<!-- end of learning curves -->"
 
 
 def some_labels(data, train, share, seed):
-    "The data with labels on `share` of the defective training parts of each class (at least one), and on all others none"
+    """The data with labels on `share` of the defective training parts of each class (at least one), and on all others
+    none"""
     rng, by_class = np.random.default_rng(seed), {}
     for i in train:
         r = data.by_id[i]
@@ -73,7 +77,8 @@ def accuracy(folder, data, ids, params):
 
     @jax.jit
     def name(images, boxes, which):
-        crops = crop_and_resize(images.astype(jnp.float32) / 255, square_context(boxes, facts["context"], facts["least"]), which, facts["crop"])
+        crops = crop_and_resize(images.astype(jnp.float32) / 255,
+            square_context(boxes, facts["context"], facts["least"]), which, facts["crop"])
         return apply(weights, crops, box_geometry(boxes, *images.shape[1:3])).argmax(-1)
 
     right = total = 0
@@ -105,29 +110,45 @@ def measure(args, params, work, told=print):
             split = split_of[seed]
             few, parts = some_labels(data, split["train"], share, seed)
             steps = {} if kind == "discriminant" else COMMON | {"steps": args.steps}
-            p = parse_params(params.model_dump(mode="json") | {"seed": seed, "classifier": {"crop": args.crop, "trainer": steps | OWN[kind]}})
+            p = parse_params(
+                params.model_dump(mode="json")
+                | {"seed": seed, "classifier": {"crop": args.crop, "trainer": steps | OWN[kind]}}
+            )
             checkpoints, kept = work / "checkpoints", work / f"pretrained-{seed}.safetensors"
             shutil.rmtree(checkpoints, ignore_errors=True)
             checkpoints.mkdir()
             if kept.exists() and OWN[kind].get("pretrain_steps"):
-                shutil.copy(kept, checkpoints / "pretrained.safetensors")  # learnt of the same photographs, whatever the share
+                shutil.copy(
+                    kept, checkpoints / "pretrained.safetensors"
+                )  # learnt of the same photographs, whatever the share
             def keep(what, done, total, row, kept=kept, made=checkpoints / "pretrained.safetensors"):
                 if made.exists() and not kept.exists():
                     shutil.copy(made, kept)
             wall, cpu = time.perf_counter(), time.process_time()
-            train_task("classifier", few, {"train": split["train"], "val": []}, p, work / "model", checkpoints=checkpoints.absolute(), progress=keep)
+            train_task("classifier", few, {"train": split["train"], "val": []}, p, work / "model",
+                checkpoints=checkpoints.absolute(), progress=keep)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             right, boxes = accuracy(work / "model", data, split["test"], p)
-            rows.append({"kind": kind, "share": share, "seed": seed, "parts": parts, "accuracy": right, "boxes": boxes, "wall_s": wall, "cpu_s": cpu})
+            rows.append(
+                {"kind": kind, "share": share, "seed": seed, "parts": parts, "accuracy": right, "boxes": boxes,
+                    "wall_s": wall, "cpu_s": cpu}
+            )
             with path.open("a") as f:
                 f.write(json.dumps(rows[-1]) + "\n")
-            told(f"{kind:18s} {share:5.0%} seed {seed}: {right:.3f} of {boxes} boxes, {parts} labelled parts, {wall:.0f} s wall, {cpu:.0f} s CPU", flush=True)
+            told(
+                f"{kind:18s} {share:5.0%} seed {seed}: {right:.3f} of {boxes} boxes, {parts} labelled parts, "
+                f"{wall:.0f} s wall, {cpu:.0f} s CPU",
+                flush=True,
+            )
     return rows
 
 
 def verdict(rows, share=TOLD):
     "Does contrastive beat cnn at this share by more than the spread? In sentences"
-    of = {k: {r["seed"]: r["accuracy"] for r in rows if r["kind"] == k and r["share"] == share} for k in ("cnn", "contrastive")}
+    of = {
+        k: {r["seed"]: r["accuracy"] for r in rows if r["kind"] == k and r["share"] == share}
+        for k in ("cnn", "contrastive")
+    }
     seeds = sorted(of["cnn"].keys() & of["contrastive"].keys())
     if len(seeds) < 2:
         return "Too few seeds for a verdict."
@@ -136,8 +157,12 @@ def verdict(rows, share=TOLD):
     says = "beats" if margin > spread else "does not beat"
     halves = {h: [r["accuracy"] for r in rows if r["kind"] == h] for h in HALVES}
     alone = "".join(f" {h[0].upper() + h[1:]}: {np.mean(v):.3f}." for h, v in halves.items() if v)
-    return (f"At {share:.0%} of the labels `contrastive` {says} `cnn` by more than the spread: {a.mean():.3f} against {b.mean():.3f}, margin {margin:+.3f}, "
-            f"larger of the two standard deviations over seeds {spread:.3f}; margins seed by seed {', '.join(f'{d:+.3f}' for d in a - b)}.{alone}")
+    return (
+        f"At {share:.0%} of the labels `contrastive` {says} `cnn` by more than the spread: {a.mean():.3f} against "
+        f"{b.mean():.3f}, margin {margin:+.3f}, "
+        f"larger of the two standard deviations over seeds {spread:.3f}; margins seed by seed "
+        f"{', '.join(f'{d:+.3f}' for d in a - b)}.{alone}"
+    )
 
 
 def table(rows, kinds):
@@ -148,7 +173,9 @@ def table(rows, kinds):
         cells = []
         for k in kinds:
             got = [r["accuracy"] for r in rows if (r["kind"], r["share"]) == (k, share)]
-            cells.append(f"{np.mean(got):.3f} ± {np.std(got, ddof=1):.3f}" if len(got) > 1 else f"{got[0]:.3f}" if got else "-")
+            cells.append(
+                f"{np.mean(got):.3f} ± {np.std(got, ddof=1):.3f}" if len(got) > 1 else f"{got[0]:.3f}" if got else "-"
+            )
         lines.append(f"| {share:.0%} ({min(parts)} to {max(parts)}) | " + " | ".join(cells) + " |")
     cost = [np.mean([r["cpu_s"] for r in rows if r["kind"] == k] or [0]) for k in kinds]
     return "\n".join([*lines, "| CPU seconds of a training, mean | " + " | ".join(f"{c:.0f}" for c in cost) + " |"])
@@ -169,7 +196,8 @@ def plot(rows, kinds, path):
         line, = ax.plot(x, [np.mean(b) for b in by], label=kind)
         ax.fill_between(x, [min(b) for b in by], [max(b) for b in by], color=line.get_color(), alpha=0.2)
         ax.plot([v for v, b in zip(x, by) for _ in b], [v for b in by for v in b], ".", color=line.get_color())
-    ax.set(xscale="log", xlabel="labelled training parts, %", ylabel="crop accuracy, true boxes of test parts", xticks=[100 * s for s in shares])
+    ax.set(xscale="log", xlabel="labelled training parts, %", ylabel="crop accuracy, true boxes of test parts",
+        xticks=[100 * s for s in shares])
     ax.set_xticklabels([f"{100*s:g}" for s in shares])
     ax.legend(), ax.grid(alpha=0.3), fig.tight_layout(), fig.savefig(path, dpi=110)
 
@@ -191,22 +219,31 @@ Crop accuracy on true boxes, {params.data.kind}, part-grouped splits, {len(seeds
 
 `python benchmarks/learning_curves.py`; machine shared with other work, so that seconds of CPU tell more than wall time would.
 {END}
-"""
+"""  # noqa: E501
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-S", dest="assignments", action="append", default=[], help="as for sads run; by default small synthetic photographs")
-    args.add_argument("--params", default=HERE.parent / "params.yaml", type=Path), args.add_argument("--work", type=Path)
-    args.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2]), args.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
-    args.add_argument("--kinds", nargs="+", default=list(KINDS)), args.add_argument("--steps", type=int, default=COMMON["steps"])
-    args.add_argument("--crop", type=int, default=64), args.add_argument("--out", type=Path, help="a page of its own, instead of RESULTS.md")
+    args.add_argument("-S", dest="assignments", action="append", default=[],
+        help="as for sads run; by default small synthetic photographs")
+    (args.add_argument("--params", default=HERE.parent / "params.yaml", type=Path),
+        args.add_argument("--work", type=Path))
+    (args.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2]),
+        args.add_argument("--shares", type=float, nargs="+", default=list(SHARES)))
+    (args.add_argument("--kinds", nargs="+", default=list(KINDS)),
+        args.add_argument("--steps", type=int, default=COMMON["steps"]))
+    (args.add_argument("--crop", type=int, default=64),
+        args.add_argument("--out", type=Path, help="a page of its own, instead of RESULTS.md"))
     args = args.parse_args()
     params = load_params(args.params, SMALL + args.assignments)
     work = args.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     use_compilation_cache(work / "cache")
-    rows = [r for r in measure(args, params, work) if r["kind"] in (*args.kinds, *HALVES) and r["share"] in args.shares and r["seed"] in args.seeds]
+    rows = [
+        r
+        for r in measure(args, params, work)
+        if r["kind"] in (*args.kinds, *HALVES) and r["share"] in args.shares and r["seed"] in args.seeds
+    ]
     out = args.out or HERE / "RESULTS.md"
     picture = out.with_name("learning_curves.png")
     plot(rows, args.kinds, picture)

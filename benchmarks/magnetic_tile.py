@@ -10,12 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-ROWS = [("image AUROC", "images.auroc"), ("  95 % interval by part", "intervals.auroc"), ("  on size-matched pairs", "images.size_matched_auroc"), ("  trivial baseline (size, mean, std)", "baseline.auroc"),
-        ("image AP", "images.ap"), ("  95 % interval by part", "intervals.ap"), ("defective photographs caught at 5 % overkill", "images.pb5"),
-        ("pixel AP", "pixels.ap"), ("  95 % interval by part", "intervals.pixel_ap"), ("class-agnostic mAP@0.5", "detection.map50"), ("class-agnostic mAP@0.5:0.95", "detection.map50_95"),
-        ("class-aware mAP@0.5", "detection.cascade_map50"), ("class-aware mAP@0.5:0.95", "detection.cascade_map50_95"), ("crop accuracy, true boxes", "crops.true_box_accuracy"), ("crop accuracy, found boxes", "crops.accuracy"),
-        ("Dice at the operating point, all classes", "masks.dice"), ("Dice, mean of classes", "masks.mean_dice"), ("IoU, mean of classes", "masks.mean_iou"), ("escape, images", "rates.image.escape"), ("overkill, images", "rates.image.overkill"),
-        ("escape, parts", "rates.part.escape"), ("overkill, parts", "rates.part.overkill")]
+ROWS = [("image AUROC", "images.auroc"), ("  95 % interval by part", "intervals.auroc"),
+    ("  on size-matched pairs", "images.size_matched_auroc"),
+    ("  trivial baseline (size, mean, std)", "baseline.auroc"), ("image AP", "images.ap"),
+    ("  95 % interval by part", "intervals.ap"), ("defective photographs caught at 5 % overkill", "images.pb5"),
+    ("pixel AP", "pixels.ap"), ("  95 % interval by part", "intervals.pixel_ap"),
+    ("class-agnostic mAP@0.5", "detection.map50"), ("class-agnostic mAP@0.5:0.95", "detection.map50_95"),
+    ("class-aware mAP@0.5", "detection.cascade_map50"), ("class-aware mAP@0.5:0.95", "detection.cascade_map50_95"),
+    ("crop accuracy, true boxes", "crops.true_box_accuracy"), ("crop accuracy, found boxes", "crops.accuracy"),
+    ("Dice at the operating point, all classes", "masks.dice"), ("Dice, mean of classes", "masks.mean_dice"),
+    ("IoU, mean of classes", "masks.mean_iou"), ("escape, images", "rates.image.escape"),
+    ("overkill, images", "rates.image.overkill"), ("escape, parts", "rates.part.escape"),
+    ("overkill, parts", "rates.part.overkill")]
 
 
 def get(metrics, path):
@@ -40,7 +46,8 @@ def overlap(a, b):
 
 
 def parts(run):
-    "Rows of the defective test parts of a run: photographs, passed, true boxes, met at IoU 0.1 and 0.5, named right of those met"
+    """Rows of the defective test parts of a run: photographs, passed, true boxes, met at IoU 0.1 and 0.5, named right
+    of those met"""
     labelled = json.loads((run / "data/dataset/annotations.json").read_text())
     name, true = {c["id"]: c["name"] for c in labelled["categories"]}, {}
     for a in labelled["annotations"]:
@@ -49,7 +56,8 @@ def parts(run):
     rows = {}
     for said in map(json.loads, (run / "reports/predictions.jsonl").read_text().splitlines()):
         if not said["defective"]: continue
-        row = rows.setdefault(said["part_id"], {"classes": set(), "photographs": 0, "passed": 0, "boxes": 0, "met": 0, "met50": 0, "named": 0})
+        row = rows.setdefault(said["part_id"],
+            {"classes": set(), "photographs": 0, "passed": 0, "boxes": 0, "met": 0, "met50": 0, "named": 0})
         row["classes"] |= set(said["classes"])
         row["photographs"] += 1
         row["passed"] += said["report"]["verdict"] == "PASS"
@@ -65,26 +73,47 @@ def parts(run):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("runs", nargs="+", type=Path), args.add_argument("--leaky", type=Path), args.add_argument("--parts", action="store_true")
+    (args.add_argument("runs", nargs="+", type=Path), args.add_argument("--leaky", type=Path),
+        args.add_argument("--parts", action="store_true"))
     args = args.parse_args()
     if args.parts:
-        print("| run | part | classes | photographs | passed | true boxes | met (IoU > .1) | met (IoU .5) | named right |\n|---" + "|---" * 8 + "|")
+        print(
+            "| run | part | classes | photographs | passed | true boxes | met (IoU > .1) | met (IoU .5) | named right "
+            "|\n|---"
+            + "|---" * 8
+            + "|"
+        )
         for run in args.runs:
             for part, r in parts(run).items():
-                print(f"| {run.name} | {part} | {', '.join(sorted(r['classes']))} | {r['photographs']} | {r['passed']} | {r['boxes']} | {r['met']} | {r['met50']} | {r['named']} of {r['met']} |")
+                print(
+                    f"| {run.name} | {part} | {', '.join(sorted(r['classes']))} | {r['photographs']} | {r['passed']} | "
+                    f"{r['boxes']} | {r['met']} | {r['met50']} | {r['named']} of {r['met']} |"
+                )
         return
     read = lambda folder: json.loads((folder / "reports/metrics.json").read_text())
     runs, leaky = [read(r) for r in args.runs], read(args.leaky) if args.leaky else None
     classes = sorted(set().union(*(r["classes"] for r in runs)))
-    rows = ROWS + [(f"{what}, {c}", f"classes.{c}.{key}") for what, key in (("Dice", "dice"), ("IoU", "iou"), ("pixel AP", "pixel_ap"), ("class-aware AP@0.5", "ap50")) for c in classes]
+    rows = ROWS + [
+        (f"{what}, {c}", f"classes.{c}.{key}")
+        for what, key in (("Dice", "dice"), ("IoU", "iou"), ("pixel AP", "pixel_ap"), ("class-aware AP@0.5", "ap50"))
+        for c in classes
+    ]
     heads = [r.name for r in args.runs] + ["mean", "spread"] + (["LEAKY (image split)"] if leaky else [])
     print("| |" + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|")
     for name, path in rows:
         values = [get(r, path) for r in runs]
         numbers = [v.get("rate") if isinstance(v, dict) else v for v in values]
         numbers = [v for v in numbers if isinstance(v, (int, float))]
-        summary = [f"{np.mean(numbers):.3f}", f"{np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else "-"] if numbers else ["-", "-"]
-        print(f"| {name} | " + " | ".join([text(v) for v in values] + summary + ([text(get(leaky, path))] if leaky else [])) + " |")
+        summary = (
+            [f"{np.mean(numbers):.3f}", f"{np.std(numbers, ddof=1):.3f}" if len(numbers) > 1 else "-"]
+            if numbers
+            else ["-", "-"]
+        )
+        print(
+            f"| {name} | "
+            + " | ".join([text(v) for v in values] + summary + ([text(get(leaky, path))] if leaky else []))
+            + " |"
+        )
 
 
 if __name__ == "__main__":

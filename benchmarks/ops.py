@@ -41,7 +41,9 @@ def crop_batch(images, boxes, size):
     grid, out = (np.arange(size) + .5)/size, []
     for image, (x1, y1, x2, y2) in zip(images, boxes):
         at = np.meshgrid(y1 + (y2 - y1)*grid - .5, x1 + (x2 - x1)*grid - .5, indexing='ij')
-        out.append(np.stack([map_coordinates(image[...,c], at, order=1, mode='nearest') for c in range(image.shape[-1])], -1))
+        out.append(
+            np.stack([map_coordinates(image[..., c], at, order=1, mode='nearest') for c in range(image.shape[-1])], -1)
+        )
     return out
 
 def label_batch(masks): return [host_components(m)[0] for m in masks]
@@ -81,13 +83,16 @@ def main():
     row('crop 32 boxes to 64 x 64', lambda: crop_and_resize(images, boxes, which, 64),
         partial(crop_batch, np.asarray(images), boxes, 64), 'scipy map_coordinates')
     mask = rng.random((28, 28)).astype(np.float32)
-    row('paste a mask into 1024 x 1024', lambda: paste_mask(mask, boxes[0], 1024, 1024), lambda: host_paste_mask(mask, boxes[0], 1024, 1024), 'host_paste_mask')
+    row('paste a mask into 1024 x 1024', lambda: paste_mask(mask, boxes[0], 1024, 1024),
+        lambda: host_paste_mask(mask, boxes[0], 1024, 1024), 'host_paste_mask')
     for side in (32, 128):
         masks = rng.random((32, side, side)) < .4
-        row(f'components of 32 masks {side} x {side}', partial(jax.jit(jax.vmap(components)), masks), partial(label_batch, masks), 'host_components (scipy)')
+        row(f'components of 32 masks {side} x {side}', partial(jax.jit(jax.vmap(components)), masks),
+            partial(label_batch, masks), 'host_components (scipy)')
 
     print(f'{jax.devices()[0].device_kind}, median of {repeats} [ms]\n')
     print(f"{'':<36}{'ours':>9}{'other':>9}{'ratio':>8}{'first call':>12}  other is")
-    for name, a, b, what, ratio, first in rows: print(f'{name:<36}{a:>9.2f}{b:>9.2f}{ratio:>7.1f}x{first:>12.0f}  {what}')
+    for name, a, b, what, ratio, first in rows:
+        print(f'{name:<36}{a:>9.2f}{b:>9.2f}{ratio:>7.1f}x{first:>12.0f}  {what}')
 
 if __name__ == '__main__': main()

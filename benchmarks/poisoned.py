@@ -1,8 +1,10 @@
-"""Every array of a finished run's weights in turn with one number that is none: is it refused, and if it were not, would anything PASS?
+"""Every array of a finished run's weights in turn with one number that is none: is it refused, and if it were not,
+would anything PASS?
 
 python benchmarks/poisoned.py WORKDIR [--photographs 4]
 
-First what loading says of such weights. Then the program is run with them all the same, on good and defective test photographs."""
+First what loading says of such weights. Then the program is run with them all the same, on good and defective test
+photographs."""
 import argparse
 from pathlib import Path
 
@@ -45,13 +47,17 @@ def main():
     pipeline, bundle = load_pipeline(args.workdir/'bundle', settings=Settings()), args.workdir/'bundle'
     (height, width), = pipeline.predictor.buckets
     path = bundle/'programs'/f'{height}x{width}.jaxexport'
-    program, weights = jax.jit(load_program(path.read_bytes(), Findings, where=path)), load_weights(bundle/'weights.safetensors')
+    program, weights = (jax.jit(load_program(path.read_bytes(), Findings, where=path)),
+        load_weights(bundle / 'weights.safetensors'))
     placed = pipeline.predictor.place(photos)
     canvases = np.stack([c for c, _ in placed])
 
     def verdicts(weights):
         found = jax.device_get(program(weights, canvases))
-        return [pipeline.postprocessor(jax.tree.map(lambda a, i=i: a[i], found), placed[i][1], photos[i])[1:3] for i in range(len(photos))]
+        return [
+            pipeline.postprocessor(jax.tree.map(lambda a, i=i: a[i], found), placed[i][1], photos[i])[1:3]
+            for i in range(len(photos))
+        ]
 
     clean = verdicts(weights)
     print(f'{len(weights)} arrays; untouched: {", ".join(v for v, _ in clean)}')
@@ -65,7 +71,11 @@ def main():
                 unchanged += why[0].rule != 'not inspected' and verdict == before
                 other += why[0].rule != 'not inspected' and verdict != before
                 passed += verdict == 'PASS' and before != 'PASS'
-        print(f'{x:4}: {at_load} of {len(weights)} refused when loaded; run all the same, of {len(weights)*len(photos)} verdicts {not_inspected} not inspected, '
-            f'{unchanged} as before (the array was not asked), {other} another, {passed} of defective parts PASS', flush=True)
+        print(
+            f'{x:4}: {at_load} of {len(weights)} refused when loaded; run all the same, of '
+            f'{len(weights) * len(photos)} verdicts {not_inspected} not inspected, '
+            f'{unchanged} as before (the array was not asked), {other} another, {passed} of defective parts PASS',
+            flush=True,
+        )
 
 if __name__ == '__main__': main()

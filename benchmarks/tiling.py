@@ -32,7 +32,9 @@ SIDES, PITS, PIT = (256, 512, 1024, 2048, 4096), 20, 12
 
 def surface(side, kind, seed=0):
     "uint8 [side, side, 3]: a piece of a good synthetic part, mirrored as often as it takes"
-    piece, _, _ = render_part(SyntheticSpec(n_parts=1, exposures=1, defective=0, size=1024, surfaces=(kind,)), 0, 0, seed)
+    piece, _, _ = render_part(
+        SyntheticSpec(n_parts=1, exposures=1, defective=0, size=1024, surfaces=(kind,)), 0, 0, seed
+    )
     piece = piece[256:768, 256:768]  # without the edge and the fixture behind it
     n = -(-side // 512)
     rows = np.concatenate([piece[::-1] if i % 2 else piece for i in range(n)])
@@ -73,12 +75,24 @@ def dark_pipeline(tile, side=192):
     def detect(params, images):
         d = dark(images)
         r = region_properties(components(d[0] > 0.5), 16)
-        return Detections(r.bbox[None], jnp.where(r.valid, 0.9, 0)[None], r.valid[None]), lax.reduce_window(d, -jnp.inf, lax.max, (1, 4, 4), (1, 4, 4), "VALID")
+        return Detections(r.bbox[None], jnp.where(r.valid, 0.9, 0)[None], r.valid[None]), lax.reduce_window(
+            d, -jnp.inf, lax.max, (1, 4, 4), (1, 4, 4), "VALID"
+        )
 
-    cascade = SADSInferenceOrchestrator(detect, lambda p, crops, boxes, canvas: jnp.ones((len(crops), 1)), lambda p, crops: dark(crops), ("dark",),
-        classifier_crop=32, classifier_context=1.5, segmenter_crop=64, segmenter_context=1.5)
+    cascade = SADSInferenceOrchestrator(
+        detect,
+        lambda p, crops, boxes, canvas: jnp.ones((len(crops), 1)),
+        lambda p, crops: dark(crops),
+        ("dark",),
+        classifier_crop=32,
+        classifier_context=1.5,
+        segmenter_crop=64,
+        segmenter_context=1.5,
+    )
     predictor = CVPredictor(jax.jit(cascade), {}, [(side, side)], batch_sizes=(1, 8))
-    return SADSPipeline(TiledPredictor(predictor, tile), SADSPostprocessor(("dark",), DecisionSpec(), 0.5), "stand-in", "none")
+    return SADSPipeline(
+        TiledPredictor(predictor, tile), SADSPostprocessor(("dark",), DecisionSpec(), 0.5), "stand-in", "none"
+    )
 
 
 def load(args):
@@ -88,7 +102,9 @@ def load(args):
     from sads_jax.registry.bundle import load_pipeline
     pipeline = load_pipeline(args.bundle)
     if isinstance(pipeline.predictor, TiledPredictor): return pipeline
-    return replace(pipeline, predictor=TiledPredictor(pipeline.predictor, TileSpec(overlap=args.overlap)))  # trained without tiles
+    return replace(
+        pipeline, predictor=TiledPredictor(pipeline.predictor, TileSpec(overlap=args.overlap))
+    )  # trained without tiles
 
 
 def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -114,10 +130,16 @@ def measure(args):
         report = pipeline.process_request(png.getvalue())
         seconds = time.perf_counter() - began
         hits = [[d for d in report.defects if meets(d.box, t)] for t in truth]
-        rows.append(dict(side=args.side, tiles=len(windows), found=sum(len(h) > 0 for h in hits), of=len(truth), twice=sum(len(h) > 1 for h in hits),
-            false_alarms=sum(not any(meets(d.box, t) for t in truth) for d in report.defects), on_the_clean_surface=before,
-            area=float(np.median([h[0].area_px for h in hits if h])) if any(hits) else None, seconds=round(seconds, 2), read=report.timings_ms["read"],
-            predict=report.timings_ms["predict"], decide=report.timings_ms["decide"], rss_mb_before=round(start), rss_mb=round(megabytes()), compiles=predictor.compiles))
+        rows.append(
+            dict(side=args.side, tiles=len(windows), found=sum(len(h) > 0 for h in hits), of=len(truth),
+                twice=sum(len(h) > 1 for h in hits),
+                false_alarms=sum(not any(meets(d.box, t) for t in truth) for d in report.defects),
+                on_the_clean_surface=before,
+                area=float(np.median([h[0].area_px for h in hits if h])) if any(hits) else None,
+                seconds=round(seconds, 2), read=report.timings_ms["read"], predict=report.timings_ms["predict"],
+                decide=report.timings_ms["decide"], rss_mb_before=round(start), rss_mb=round(megabytes()),
+                compiles=predictor.compiles)
+        )
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -126,17 +148,26 @@ def growth(args):
     "Seconds and memory by side, each in its own process"
     print("side   Mpx    tiles  seconds  ms/tile  found    peak RSS [MB]")
     for side in SIDES:
-        command = [sys.executable, __file__, "--side", str(side), "--offsets", "3", "--pits", str(max(2, PITS * side // 4096)), "--surface", args.surface, "--overlap", str(args.overlap)]
-        out = subprocess.run(command + (["--bundle", args.bundle] if args.bundle else []), check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, __file__, "--side", str(side), "--offsets", "3", "--pits",
+            str(max(2, PITS * side // 4096)), "--surface", args.surface, "--overlap", str(args.overlap)]
+        out = subprocess.run(
+            command + (["--bundle", args.bundle] if args.bundle else []), check=True, capture_output=True, text=True
+        ).stdout
         rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         s, r = float(np.median([r["seconds"] for r in rows])), rows[-1]
-        print(f"{side:<6} {side**2 / 1e6:<6.1f} {r['tiles']:<6} {s:<8.2f} {1e3 * s / r['tiles']:<8.1f} {sum(r['found'] for r in rows)}/{sum(r['of'] for r in rows):<6} {r['rss_mb']}", flush=True)
+        print(
+            f"{side:<6} {side**2 / 1e6:<6.1f} {r['tiles']:<6} {s:<8.2f} {1e3 * s / r['tiles']:<8.1f} "
+            f"{sum(r['found'] for r in rows)}/{sum(r['of'] for r in rows):<6} {r['rss_mb']}",
+            flush=True,
+        )
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--bundle"), p.add_argument("--side", type=int, default=4096), p.add_argument("--offsets", type=int, default=6)
-    p.add_argument("--pits", type=int, default=PITS), p.add_argument("--surface", default="tile"), p.add_argument("--overlap", type=int, default=48)
+    (p.add_argument("--bundle"), p.add_argument("--side", type=int, default=4096),
+        p.add_argument("--offsets", type=int, default=6))
+    (p.add_argument("--pits", type=int, default=PITS), p.add_argument("--surface", default="tile"),
+        p.add_argument("--overlap", type=int, default=48))
     p.add_argument("--growth", action="store_true")
     args = p.parse_args()
     if args.bundle: args.bundle = str(Path(args.bundle).absolute())

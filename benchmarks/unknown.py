@@ -63,13 +63,18 @@ def head_weights(bank, samples, keep, model, task, spec, seed):
     mine.rows = {int(s): bank.rows[int(s)] for s in keep}
     params = to_flat(model)
     for level, (mean, gain) in enumerate(mine.statistics()):
-        params |= {f"head/standardise/mean/{level}": jnp.asarray(mean), f"head/standardise/gain/{level}": jnp.asarray(gain)}
+        params |= {f"head/standardise/mean/{level}": jnp.asarray(mean),
+            f"head/standardise/gain/{level}": jnp.asarray(gain)}
     frozen = {k: v for k, v in params.items() if k in frozen_names(model, True)}
     head = pure(model, lambda m, f, key: m.head(f, key))
-    draw = Sampler(replace(samples, **{f: getattr(samples, f)[keep] for f in ("item", "box", "label", "bucket", "pasted")}), task, spec.batch_size, seed)
+    draw = Sampler(
+        replace(samples, **{f: getattr(samples, f)[keep] for f in ("item", "box", "label", "bucket", "pasted")}), task,
+        spec.batch_size, seed)
     take = lambda step: bank.take(keep[draw(step)], np.random.default_rng((seed, step, 1)))
     loss = lambda p, batch, key: task.loss(head(p | frozen, batch[0], key), batch[1])
-    learnt, _ = fit({k: v for k, v in params.items() if k not in frozen}, loss, take, schedule=TrainerFactory(spec), seed=seed)
+    learnt, _ = fit(
+        {k: v for k, v in params.items() if k not in frozen}, loss, take, schedule=TrainerFactory(spec), seed=seed
+    )
     return params | learnt
 
 
@@ -83,7 +88,9 @@ def judged(data, ids, params, heads, model, good):
         x = images.astype(jnp.float32) / 255
         inside = photographed(x)
         def look(head):
-            logits, features = flip_averaged(apply, flips)(backbone | head, x)  # XLA computes the features, which are the same, once
+            logits, features = flip_averaged(apply, flips)(
+                backbone | head, x
+            )  # XLA computes the features, which are the same, once
             return jnp.where(inside, jax.nn.sigmoid(logits), 0), features
         maps = {k: look(h) for k, h in heads.items()}
         scores = {k: jax.vmap(lambda m: sure(m, None))(m) for k, (m, _) in maps.items()}
@@ -100,7 +107,8 @@ def judged(data, ids, params, heads, model, good):
 
 
 def at_budget(good, bad, share):
-    "Share of `bad` [N, 2] stopped when exactly BUDGET of `good` is: the strangest `share` of the good, then the highest image scores"
+    """Share of `bad` [N, 2] stopped when exactly BUDGET of `good` is: the strangest `share` of the good, then the
+    highest image scores"""
     n = round(share * len(good))
     limit = np.sort(good[:, 1])[::-1][n] if share else np.inf
     left = np.sort(good[good[:, 1] <= limit, 0])[::-1]
@@ -123,22 +131,35 @@ def one_class(data, split, scores, name, unseen, share):
     def at(budget, with_anomaly):
         "Chosen on calibration, told of test"
         score = both if with_anomaly else alone
-        threshold, _ = choose_threshold(OverkillThreshold(max_overkill=budget), score(known), [bool(of[i].defective) for i in known])
-        limit, why = choose_limit(SHARE, column(sound, "anomaly"), [of[i].part_id for i in sound], score(sound) < threshold)
+        threshold, _ = choose_threshold(
+            OverkillThreshold(max_overkill=budget), score(known), [bool(of[i].defective) for i in known]
+        )
+        limit, why = choose_limit(
+            SHARE, column(sound, "anomaly"), [of[i].part_id for i in sound], score(sound) < threshold
+        )
         stops = lambda ids: (score(ids) >= threshold) | (with_anomaly & (column(ids, "anomaly") > limit))
         by_part = {}
         for i, stopped in zip(bad, stops(bad)):
             by_part.setdefault(of[i].part_id, []).append(stopped)
         return dict(stopped=rate(int(stops(bad).sum()), len(bad)), overkill=rate(int(stops(good).sum()), len(good)),
-            parts=rate(sum(map(any, by_part.values())), len(by_part)), parts_every=rate(sum(map(all, by_part.values())), len(by_part)), threshold=threshold, limit=limit, how=why["how"], limit_parts=why["parts"])
+            parts=rate(sum(map(any, by_part.values())), len(by_part)),
+            parts_every=rate(sum(map(all, by_part.values())), len(by_part)), threshold=threshold, limit=limit,
+            how=why["how"], limit_parts=why["parts"])
 
     out = {"without": at(BUDGET, False), "with": at(BUDGET - SHARE, True)}
     pairs = lambda ids, score: np.stack([score(ids), column(ids, "anomaly")], 1)
-    out["equal"] = {w: at_budget(pairs(good, score), pairs(bad, score), odd) for w, score, odd in (("without", alone, 0), ("with", both, SHARE))}
+    out["equal"] = {
+        w: at_budget(pairs(good, score), pairs(bad, score), odd)
+        for w, score, odd in (("without", alone, 0), ("with", both, SHARE))
+    }
     def auroc(score):
-        fpr, tpr, _ = roc_points(np.array([True] * len(bad) + [False] * len(good)), np.concatenate([score(bad), score(good)]))
+        fpr, tpr, _ = roc_points(
+            np.array([True] * len(bad) + [False] * len(good)), np.concatenate([score(bad), score(good)])
+        )
         return float(np.trapezoid(tpr, fpr))
-    return out | {"auroc": {"detector": auroc(alone), "anomaly": auroc(lambda ids: column(ids, "anomaly")), "both": auroc(both)}}
+    return out | {
+        "auroc": {"detector": auroc(alone), "anomaly": auroc(lambda ids: column(ids, "anomaly")), "both": auroc(both)}
+    }
 
 
 def run(params, data, twins, seed, work, steps, views):
@@ -152,7 +173,12 @@ def run(params, data, twins, seed, work, steps, views):
         kept.write_text(json.dumps(scored(params, data, split, seed, work, steps, views, out_of_training)) + "\n")
     scores = {int(i): v for i, v in json.loads(kept.read_text()).items()}
     print(f"seed {seed}: done, {time.time() - began:.0f} s", flush=True)
-    return {name or "nothing": one_class(data, split, scores, name, None if name is None else shown(name), params.anomaly.share) for name in (None, *data.categories)}
+    return {
+        name or "nothing": one_class(
+            data, split, scores, name, None if name is None else shown(name), params.anomaly.share
+        )
+        for name in (None, *data.categories)
+    }
 
 
 def scored(params, data, split, seed, work, steps, views, ids):
@@ -173,20 +199,35 @@ def scored(params, data, split, seed, work, steps, views, ids):
     for name in (None, *data.categories):
         keep = np.flatnonzero([name is None or name not in s.split(",") for s in shows])
         heads[name or "nothing"] = head_weights(bank, samples, keep, model, task, trainer, seed_of)
-        print(f"seed {seed}: without {name or 'nothing'} {len(keep)} photographs, {time.time() - began:.0f} s", flush=True)
+        print(
+            f"seed {seed}: without {name or 'nothing'} {len(keep)} photographs, {time.time() - began:.0f} s", flush=True
+        )
     del bank
     return judged(data, ids, params, heads, model, good)
 
 
 def table(runs):
     "Markdown: a row for each class, pooled over seeds"
-    text = lambda rs: f"{sum(r['count'] for r in rs) / sum(r['of'] for r in rs):.0%} ({sum(r['count'] for r in rs)}/{sum(r['of'] for r in rs)})"
-    head = ["left out of training", "stopped without", "stopped with", "parts without", "parts with", "good stopped without", "good stopped with", "at 5 % of good: without", "with", "AUROC of the detector alone", "of anomaly", "of both"]
+    text = lambda rs: (
+        f"{sum(r['count'] for r in rs) / sum(r['of'] for r in rs):.0%} "
+        f"({sum(r['count'] for r in rs)}/{sum(r['of'] for r in rs)})"
+    )
+    head = ["left out of training", "stopped without", "stopped with", "parts without", "parts with",
+        "good stopped without", "good stopped with", "at 5 % of good: without", "with", "AUROC of the detector alone",
+        "of anomaly", "of both"]
     def row(name):
         rows = [r[name] for r in runs]
         mean = lambda *path: f"{np.mean([r[path[0]][path[1]] for r in rows]):.2f}"
-        cells = [text([r[w][what] for r in rows]) for what in ("stopped", "parts", "overkill") for w in ("without", "with")]
-        return " | ".join(["| " + name, *cells, mean("equal", "without"), mean("equal", "with"), mean("auroc", "detector"), mean("auroc", "anomaly"), mean("auroc", "both")]) + " |"
+        cells = [
+            text([r[w][what] for r in rows]) for what in ("stopped", "parts", "overkill") for w in ("without", "with")
+        ]
+        return (
+            " | ".join(
+                ["| " + name, *cells, mean("equal", "without"), mean("equal", "with"), mean("auroc", "detector"),
+                    mean("auroc", "anomaly"), mean("auroc", "both")]
+            )
+            + " |"
+        )
 
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *(row(name) for name in runs[0])]
     return "\n".join(lines)
@@ -194,7 +235,8 @@ def table(runs):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-S", dest="set", action="append", default=[]), args.add_argument("--params", default="recipes/magnetic_tile.yaml")
+    (args.add_argument("-S", dest="set", action="append", default=[]),
+        args.add_argument("--params", default="recipes/magnetic_tile.yaml"))
     args.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2]), args.add_argument("--work", type=Path)
     args.add_argument("--steps", type=int, default=250), args.add_argument("--views", type=int, default=2)
     args = args.parse_args()

@@ -1,12 +1,12 @@
-"""Do photographs that are only labelled as a whole help the detector? Image AUROC of three ways to label the same parts.
+"""Do photographs that are only labelled as a whole help the detector? Image AUROC of three ways to label the same
+parts.
 
     python benchmarks/weak.py [-S data.kind=magnetic_tile -S data.root=DIR] [--seeds 0 1 2] [--few 2] [--work DIR]
 
-none: a folder for each class, not one mask. few: masks for --few defective training parts of each class, the other defective
-ones left out. few + whole: the same, and the others labelled as a whole. all: masks for all, the most one can hope for.
-The good training parts are the same each time. Judged is the most defective place of each test photograph; `all` photographs of a
-test part are in no other split.
-"""
+none: a folder for each class, not one mask. few: masks for --few defective training parts of each class, the other
+defective ones left out. few + whole: the same, and the others labelled as a whole. all: masks for all, the most one
+can hope for. The good training parts are the same each time. Judged is the most defective place of each test
+photograph; `all` photographs of a test part are in no other split. """
 import argparse
 import tempfile
 import time
@@ -28,8 +28,8 @@ from sads_jax.models.store import load_model
 from sads_jax.training.trainers import train_task
 
 SMALL = ["data.kind=synthetic", "data.n_parts=200", "data.exposures=1", "data.size=96", "image.buckets=[[96, 96]]",
-         "detector.trainer.steps=150", "detector.trainer.views=2", "detector.trainer.eval_every=150", "detector.trainer.keep=1",
-         "detector.trainer.unfreeze_steps=0", "detector.width=32"]
+    "detector.trainer.steps=150", "detector.trainer.views=2", "detector.trainer.eval_every=150",
+    "detector.trainer.keep=1", "detector.trainer.unfreeze_steps=0", "detector.width=32"]
 WAYS = ("none", "few", "few + whole", "all")
 
 
@@ -63,8 +63,10 @@ def auroc(folder, data, ids, buckets):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-S", dest="assignments", action="append", default=[]), args.add_argument("--params", default="params.yaml", type=Path)
-    args.add_argument("--work", type=Path), args.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2]), args.add_argument("--few", type=int, default=2)
+    (args.add_argument("-S", dest="assignments", action="append", default=[]),
+        args.add_argument("--params", default="params.yaml", type=Path))
+    (args.add_argument("--work", type=Path), args.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2]),
+        args.add_argument("--few", type=int, default=2))
     args = args.parse_args()
     params, work = load_params(args.params, SMALL + args.assignments), args.work or Path(tempfile.mkdtemp())
     use_compilation_cache(work / "cache")
@@ -79,13 +81,28 @@ def main():
         for way in WAYS:
             began = time.process_time()
             as_labelled, used = labelled(data, split["train"], args.few, seed, way)
-            train_task("detector", as_labelled, {"train": used, "val": []}, params.model_copy(update={"seed": seed}), work / "model")
+            train_task("detector", as_labelled, {"train": used, "val": []}, params.model_copy(update={"seed": seed}),
+                work / "model")
             row.append(auroc(work / "model", data, test, params.image.buckets))
-            print(f"seed {seed} {way}: {row[-1]:.3f}, {len(used)} training and {len(test)} test photographs, {time.process_time() - began:.0f} s CPU", flush=True)
+            print(
+                f"seed {seed} {way}: {row[-1]:.3f}, {len(used)} training and {len(test)} test photographs, "
+                f"{time.process_time() - began:.0f} s CPU",
+                flush=True,
+            )
         rows.append(row)
-    print("| masks | " + " | ".join(f"seed {s}" for s in args.seeds) + " | mean | spread |\n|---" + "|---" * (len(args.seeds) + 2) + "|")
+    print(
+        "| masks | "
+        + " | ".join(f"seed {s}" for s in args.seeds)
+        + " | mean | spread |\n|---"
+        + "|---" * (len(args.seeds) + 2)
+        + "|"
+    )
     for way, values in zip(WAYS, np.array(rows).T):
-        print(f"| {way} | " + " | ".join(f"{v:.3f}" for v in values) + f" | {values.mean():.3f} | {values.std(ddof=1) if len(values) > 1 else 0:.3f} |")
+        print(
+            f"| {way} | "
+            + " | ".join(f"{v:.3f}" for v in values)
+            + f" | {values.mean():.3f} | {values.std(ddof=1) if len(values) > 1 else 0:.3f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 
     python scripts/run_training_job.py --workdir jobs/monday -S data.kind=folder -S data.root=DIR
 
-Exit code 0 when the model is registered, otherwise the reason is on stderr. A scheduler that wants only stale stages done
-calls `sads run`.
-"""
+Exit code 0 when the model is registered, otherwise the reason is on stderr. A scheduler that wants only stale stages
+done calls `sads run`. """
 import argparse
 import sys
 from pathlib import Path
@@ -22,7 +21,9 @@ def main():
     args.add_argument("--settings", type=Path, default=Path("settings.ini"))
     args.add_argument("--workdir", type=Path, default=Path())
     args.add_argument("--until", choices=NAMES, help="the last stage")
-    args.add_argument("-S", dest="assignments", action="append", default=[], metavar="KEY=VALUE", help="set one parameter")
+    args.add_argument(
+        "-S", dest="assignments", action="append", default=[], metavar="KEY=VALUE", help="set one parameter"
+    )
     args = args.parse_args()
     params = load_params(args.params, args.assignments)
     compose_training(params, load_settings(args.settings), args.workdir).run(until=args.until)

@@ -13,11 +13,11 @@ search.yaml names the fields, where they may lie, and what is to be best:
       detector.trainer.steps: {low: 100, high: 600, step: 100}
       detector.paste: [0, 0.2, 0.4]
 
-Each trial is a `sads run` up to the bundle, in a folder of its own that begins with what the trials have in common: data
-and split, and the models whose part of params.yaml no field touches. Trials never learn from the validation split, whatever
-split.refit says; the run that follows the search may. All trials lie in search.db (Optuna, SQLite); the same command again
-goes on until there are --trials of them, also after it was killed. At the end: search.md (a table) and search.png.
-"""
+Each trial is a `sads run` up to the bundle, in a folder of its own that begins with what the trials have in common:
+data and split, and the models whose part of params.yaml no field touches. Trials never learn from the validation
+split, whatever split.refit says; the run that follows the search may. All trials lie in search.db (Optuna, SQLite);
+the same command again goes on until there are --trials of them, also after it was killed. At the end: search.md (a
+table) and search.png. """
 import argparse
 import json
 import shutil
@@ -42,11 +42,23 @@ def read_space(path):
         space = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as e:
         raise ParamsError(f"cannot be read: {e}", where=path) from e
-    if not isinstance(space, dict) or not isinstance(space.get("fields"), dict) or not space["fields"] or "metric" not in space:
+    if (
+        not isinstance(space, dict)
+        or not isinstance(space.get("fields"), dict)
+        or not space["fields"]
+        or "metric" not in space
+    ):
         raise ParamsError("needs `metric` and `fields`", where=path, remedy="See python scripts/search.py --help")
     for name, given in space["fields"].items():
-        if not (isinstance(given, list) and given or isinstance(given, dict) and {"low", "high"} <= set(given) <= {"low", "high", "log", "step"}):
-            raise ParamsError("is neither a list of choices nor {low, high, log or step}", where=f"{path}, fields.{name}")
+        if not (
+            isinstance(given, list)
+            and given
+            or isinstance(given, dict)
+            and {"low", "high"} <= set(given) <= {"low", "high", "log", "step"}
+        ):
+            raise ParamsError(
+                "is neither a list of choices nor {low, high, log or step}", where=f"{path}, fields.{name}"
+            )
     if (direction := space.setdefault("direction", "maximize")) not in ("maximize", "minimize"):
         raise ParamsError(f"direction {direction!r} is neither maximize nor minimize", where=path)
     return space
@@ -65,7 +77,9 @@ def shared_stages(fields):
     graph, mine = stage_graph(), []
     written = {output: name for name, stage in graph.items() for output in outputs(stage)}
     for name, stage in graph.items():
-        touched = any(f == p or f.startswith(p + ".") or p.startswith(f + ".") for f in fields for p in stage.get("params", []))
+        touched = any(
+            f == p or f.startswith(p + ".") or p.startswith(f + ".") for f in fields for p in stage.get("params", [])
+        )
         needs = {written[d] for d in stage.get("deps", [])} - {"code"}
         if not touched and needs <= set(mine) and name not in ("code", "calibrate", "evaluate", "register"):
             mine.append(name)
@@ -126,19 +140,24 @@ def pick(metrics, path):
     value = metrics
     for step in path.split("."):
         if not isinstance(value, dict) or step not in value:
-            raise SADSError(f"the figures of the validation split have no {path!r}", remedy=f"At this place they have {', '.join(value) if isinstance(value, dict) else 'a number'}")
+            raise SADSError(f"the figures of the validation split have no {path!r}",
+                remedy=f"At this place they have {', '.join(value) if isinstance(value, dict) else 'a number'}")
         value = value[step]
     if not isinstance(value, (int, float)):
-        raise SADSError(f"{path!r} is no number", remedy="Name one of its parts" if isinstance(value, dict) else "Not measured on this split")
+        raise SADSError(f"{path!r} is no number",
+            remedy="Name one of its parts" if isinstance(value, dict) else "Not measured on this split")
     return float(value)
 
 
 def table(study, space):
     "Markdown, best first"
-    done = sorted((t for t in study.trials if t.value is not None), key=lambda t: t.value, reverse=space["direction"] == "maximize")
+    done = sorted((t for t in study.trials if t.value is not None), key=lambda t: t.value,
+        reverse=space["direction"] == "maximize")
     heads = ["trial", space["metric"], "minutes", *space["fields"]]
     text = lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)
-    rows = [[t.number, t.value, t.user_attrs.get("minutes", "-"), *(t.params[f] for f in space["fields"])] for t in done]
+    rows = [
+        [t.number, t.value, t.user_attrs.get("minutes", "-"), *(t.params[f] for f in space["fields"])] for t in done
+    ]
     lines = ["| " + " | ".join(map(text, r)) + " |" for r in [heads, *rows]]
     return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
@@ -151,7 +170,9 @@ def plot(study, space, path):
     import numpy as np
 
     done = [t for t in study.trials if t.value is not None]
-    fig, axes = plt.subplots(1, 1 + len(space["fields"]), figsize=(3.2 * (1 + len(space["fields"])), 3), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, 1 + len(space["fields"]), figsize=(3.2 * (1 + len(space["fields"])), 3), sharey=True, squeeze=False
+    )
     best = (np.maximum if space["direction"] == "maximize" else np.minimum).accumulate([t.value for t in done])
     axes[0, 0].plot([t.number for t in done], [t.value for t in done], "o", [t.number for t in done], best, "-")
     axes[0, 0].set(xlabel="trial (line: best so far)", ylabel=f"{space['metric']}, validation")
@@ -167,8 +188,14 @@ def plot(study, space, path):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("space", type=Path), args.add_argument("--trials", type=int, default=20)
-    args.add_argument("--workdir", type=Path, default=Path("search")), args.add_argument("--params", type=Path, default=Path("params.yaml"))
-    args.add_argument("-S", dest="assignments", action="append", default=[], help="as for sads run, for all trials"), args.add_argument("--seed", type=int, default=0)
+    (args.add_argument("--workdir", type=Path, default=Path("search")),
+        args.add_argument("--params", type=Path, default=Path("params.yaml")))
+    (
+        args.add_argument(
+            "-S", dest="assignments", action="append", default=[], help="as for sads run, for all trials"
+        ),
+        args.add_argument("--seed", type=int, default=0),
+    )
     args = args.parse_args()
     try:
         import optuna
@@ -176,7 +203,9 @@ def main():
         raise SADSError("Optuna is not installed", remedy="pip install 'sads_jax[search]'") from e
     space, settings = read_space(args.space), load_settings()
     args.workdir.mkdir(parents=True, exist_ok=True)
-    settings = settings.model_copy(update={"cache_dir": (args.workdir / "cache").absolute()})  # programs are compiled once for all trials
+    settings = settings.model_copy(
+        update={"cache_dir": (args.workdir / "cache").absolute()}
+    )  # programs are compiled once for all trials
     shared, common = shared_stages(space["fields"]), args.workdir / "common"
     env = {"SADS_CACHE_DIR": str(settings.cache_dir)}
     run_common(common, trial_params(args.params, args.assignments), shared, env)
@@ -196,11 +225,13 @@ def main():
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # The number of trials before enters the seed, so that a search that goes on doesn't draw the first values again.
-    study = optuna.create_study(storage=f"sqlite:///{args.workdir / 'search.db'}", study_name=space["metric"], direction=space["direction"], load_if_exists=True)
+    study = optuna.create_study(storage=f"sqlite:///{args.workdir / 'search.db'}", study_name=space["metric"],
+        direction=space["direction"], load_if_exists=True)
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
     left = args.trials - sum(t.value is not None for t in study.trials)
     if left > 0:
-        study.optimize(objective, n_trials=left, callbacks=[lambda s, t: print(f"trial {t.number}: {space['metric']} {t.value:.4f} {t.params}", flush=True)])
+        study.optimize(objective, n_trials=left,
+            callbacks=[lambda s, t: print(f"trial {t.number}: {space['metric']} {t.value:.4f} {t.params}", flush=True)])
     (args.workdir / "search.md").write_text(table(study, space) + "\n")
     plot(study, space, args.workdir / "search.png")
     print(table(study, space))

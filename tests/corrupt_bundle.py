@@ -17,7 +17,11 @@ import numpy as np
 
 HERE = Path(__file__).parent
 HOW = 'flip', 'truncate', 'append', 'overwrite', 'swap', 'delete', 'duplicate'
-SEALED = 'as it is', 'sealed', 'bound' # bound: the golden answers are told of the new files, too, as only an adversary would
+SEALED = (
+    'as it is',
+    'sealed',
+    'bound',
+)  # bound: the golden answers are told of the new files, too, as only an adversary would
 SHARE = .6, .3, .1
 SILENT_S = 300
 
@@ -60,7 +64,7 @@ def reseal(folder, sealed):
     if sealed == 'as it is': return
     if sealed == 'bound' and (folder/'golden').is_dir():
         files = {k: B._entry(p) for k, p in B.bundle_files(folder).items() if k not in ('manifest.json', *B._ATTACHED)}
-        (folder/'golden'/'answered.json').write_text(B._dumps({'by': B.answering(files)}))
+        (folder/'golden'/'answered.json').write_text(B.manifest_text({'by': B.answering(files)}))
     B.seal_bundle(folder)
 
 def outcome(folder, settings) -> str:
@@ -87,8 +91,11 @@ def run(base, n, seed=0, each=250) -> Counter:
     found, i, crashes = Counter(), 0, []
     while i < n:
         last = min(i + each, n)
-        try: done = subprocess.run([sys.executable, __file__, 'child', str(base), str(i), str(last), str(seed)], capture_output=True, text=True, timeout=SILENT_S + each)
-        except subprocess.TimeoutExpired as e: done = subprocess.CompletedProcess([], 'hang', (e.stdout or b'').decode(), '')
+        try:
+            done = subprocess.run([sys.executable, __file__, 'child', str(base), str(i), str(last), str(seed)],
+                capture_output=True, text=True, timeout=SILENT_S + each)
+        except subprocess.TimeoutExpired as e:
+            done = subprocess.CompletedProcess([], 'hang', (e.stdout or b'').decode(), '')
         what = {}
         for line in done.stdout.splitlines():
             k, *rest = json.loads(line)
@@ -96,7 +103,8 @@ def run(base, n, seed=0, each=250) -> Counter:
             else:
                 how, path, sealed = what.pop(k)
                 found[sealed, how, rest[0]] += 1
-                if rest[0] not in ('refused', 'refused, judged otherwise', 'identical'): crashes.append((k, how, path, sealed, rest[0]))
+                if rest[0] not in ('refused', 'refused, judged otherwise', 'identical'):
+                    crashes.append((k, how, path, sealed, rest[0]))
                 i = k + 1
         if what or done.returncode:
             (how, path, sealed), = what.values() or [('start', '', '')]
@@ -118,7 +126,12 @@ def make(folder):
     dark.bundle(folder, dark.params('evaluate.golden=3'))
     settings = Settings(cache_dir=folder.parent/'cache')
     pipeline = B.load_pipeline(folder, settings=settings, cache_dir=settings.cache_dir/'programs')
-    B.write_golden(folder, pipeline, [dark.photo(folder.parent/'bad.png'), dark.photo(folder.parent/'good.png', dark=False), dark.photo(folder.parent/'wide.png', size=(120, 50))])
+    B.write_golden(
+        folder,
+        pipeline,
+        [dark.photo(folder.parent / 'bad.png'), dark.photo(folder.parent / 'good.png', dark=False),
+            dark.photo(folder.parent / 'wide.png', size=(120, 50))],
+    )
     B.attach_metrics(folder, {'images': {'auroc': .9}})
     return folder
 
@@ -127,7 +140,9 @@ def table(found) -> str:
     for sealed in SEALED:
         for how in HOW:
             said = {k[2]: n for k, n in sorted(found.items()) if k[:2] == (sealed, how)}
-            lines.append(f"{sealed:9} {how:10} {sum(said.values()):6}   " + ', '.join(f'{k} {n}' for k, n in said.items()))
+            lines.append(
+                f"{sealed:9} {how:10} {sum(said.values()):6}   " + ', '.join(f'{k} {n}' for k, n in said.items())
+            )
     total = Counter()
     for (_, _, said), n in found.items(): total[said] += n
     return '\n'.join([*lines, f'all {sum(total.values())}: ' + ', '.join(f'{k} {n}' for k, n in sorted(total.items()))])

@@ -25,7 +25,9 @@ def random_params(seed=0):
 def _net(p, x):
     x = (x - jnp.array([.4, .5, .6]))/jnp.array([.2, .25, .3])
     for i in range(3):
-        x = lax.conv_general_dilated(x, p[f'c{i}/kernel'], (2, 2) if i < 2 else (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        x = lax.conv_general_dilated(
+            x, p[f'c{i}/kernel'], (2, 2) if i < 2 else (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
         if i < 2: x = jax.nn.relu(x)
     return x
 
@@ -35,7 +37,9 @@ def random_cascade(chunk=4, k=6):
     classify = bind(lambda p, x, g: _net(p, x).mean((1, 2)) + g*1e-3, ClassificationAdapter(), 'classifier',
         inputs=lambda crops, boxes, canvas: (crops, boxes[:, :3]/canvas[0]))
     segment = bind(lambda p, x: _net(p, x)[..., 0], SegmentationAdapter(), 'segmenter')
-    return SADSInferenceOrchestrator(detect, classify, segment, CATEGORIES, 32, 1.5, 32, 1.5, classifier_least=16., chunk=chunk)
+    return SADSInferenceOrchestrator(
+        detect, classify, segment, CATEGORIES, 32, 1.5, 32, 1.5, classifier_least=16.0, chunk=chunk
+    )
 
 def noise_image(rng, h, w):
     "Coarse coloured noise: enough for a random network to find something in"
@@ -54,7 +58,9 @@ def dark_cascade(chunk=1, k=8, ran=None):
     def classify(params, crops, boxes, canvas):
         if ran is not None: jax.debug.callback(ran)
         return jnp.tile(jnp.array([[.8, .1, .1]]), (len(crops), 1))
-    return SADSInferenceOrchestrator(detect, classify, lambda p, crops: darkness(crops), CATEGORIES, 16, 1.5, 96, 1.5, chunk=chunk)
+    return SADSInferenceOrchestrator(
+        detect, classify, lambda p, crops: darkness(crops), CATEGORIES, 16, 1.5, 96, 1.5, chunk=chunk
+    )
 
 def bright(h, w, *squares):
     "A bright photograph with black squares: left, top, side"

@@ -27,7 +27,8 @@ class FakePipeline:
         return [self._one(s, n, p, on_error) for s, n, p in zip(srcs, names or none, part_ids or none, strict=True)]
 
     def stream(self, srcs, *, batch_size=8, **kw):
-        for i in range(0, len(srcs), batch_size): yield from self.run_inference(srcs[i:i+batch_size], batch_size=batch_size, **kw)
+        for i in range(0, len(srcs), batch_size):
+            yield from self.run_inference(srcs[i : i + batch_size], batch_size=batch_size, **kw)
 
     def process_request(self, src, *, part_id=None): return self.run_inference([src], part_ids=[part_id])[0]
 
@@ -37,14 +38,21 @@ class FakePipeline:
         except SADSError as e:
             if on_error == 'raise': raise
             return e
-        data = image.tobytes() if isinstance(src, np.ndarray) else src if isinstance(src, bytes) else open(src, 'rb').read()
+        data = (
+            image.tobytes()
+            if isinstance(src, np.ndarray)
+            else src
+            if isinstance(src, bytes)
+            else open(src, 'rb').read()
+        )
         h, w = image.shape[:2]
         dark = bool(image.mean() < 64)
-        defect = Defect(box=(2, 2, 10, 10), label='pit', label_score=.9, score=.8, area_px=64, length_px=11.3, mask=RLE(size=(h, w), counts='0'))
+        defect = Defect(box=(2, 2, 10, 10), label='pit', label_score=0.9, score=0.8, area_px=64, length_px=11.3,
+            mask=RLE(size=(h, w), counts='0'))
         return InspectionReport(verdict=Verdict.FAIL if dark else Verdict.PASS, defects=[defect] if dark else [],
             reasons=[Reason(rule='any defect', verdict=Verdict.FAIL, text='FAIL: pit', defect=0)] if dark else [],
-            image_score=round(1 - float(image.mean())/255, 4), image_sha256=hashlib.sha256(data).hexdigest(), image_size=(w, h),
-            model_version='fake', part_id=part_id, rules_version='fake', timings_ms={'total': 1.})
+            image_score=round(1 - float(image.mean()) / 255, 4), image_sha256=hashlib.sha256(data).hexdigest(),
+            image_size=(w, h), model_version='fake', part_id=part_id, rules_version='fake', timings_ms={'total': 1.0})
 
 def load(delay:float=0., log:str|None=None): return FakePipeline(delay, log)
 

@@ -3,15 +3,15 @@
     git clone . /tmp/kill
     python tests/kill_stages.py /tmp/kill --times 200
 
-In the clone the networks are stood in for by those of fake_line.py, so that a stage takes seconds; reading, splitting, the
-training loop with its checkpoints, export, bundle, judging, reports and registry are the real ones. With --real the networks
-are too: then first `python tools/small_params.py > p; mv p params.yaml; dvc repro` in the clone.
+In the clone the networks are stood in for by those of fake_line.py, so that a stage takes seconds; reading,
+splitting, the training loop with its checkpoints, export, bundle, judging, reports and registry are the real ones.
+With --real the networks are too: then first `python tools/small_params.py > p; mv p params.yaml; dvc repro` in the
+clone.
 
-Every trial runs one stage, with parameters other than those of the finished folder, and sends it kill -9: at a random time,
-or at a random one of its operations on files. Each output must then be the old one or the new one, whole; where it is
-gone, the old one must be back after a sweep. `dvc repro` must end with the hashes that the folder began with, and the
-registry must hold one version, whole, that is the champion.
-"""
+Every trial runs one stage, with parameters other than those of the finished folder, and sends it kill -9: at a random
+time, or at a random one of its operations on files. Each output must then be the old one or the new one, whole; where
+it is gone, the old one must be back after a sweep. `dvc repro` must end with the hashes that the folder began with,
+and the registry must hold one version, whole, that is the champion. """
 import argparse
 import hashlib
 import json
@@ -39,9 +39,11 @@ from sads_jax.orchestrators.project import stage_graph
 from sads_jax.registry.bundle import verify_bundle
 from sads_jax.registry.registries import MLflowRegistry
 
-OTHER = {'ingest': 'data.n_parts=20', 'split': 'split.seed_offset=1', 'train-detector': 'detector.trainer.learning_rate=0.002',
-    'train-segmenter': 'segmenter.trainer.learning_rate=0.002', 'train-classifier': 'classifier.context=1.6', 'anomaly': 'anomaly.shrinkage=0.3',
-    'calibrate': 'decision.review_margin=0.4', 'evaluate': 'evaluate.gallery=2', 'register': 'seed=0'}
+OTHER = {'ingest': 'data.n_parts=20', 'split': 'split.seed_offset=1',
+    'train-detector': 'detector.trainer.learning_rate=0.002',
+    'train-segmenter': 'segmenter.trainer.learning_rate=0.002', 'train-classifier': 'classifier.context=1.6',
+    'anomaly': 'anomaly.shrinkage=0.3', 'calibrate': 'decision.review_margin=0.4', 'evaluate': 'evaluate.gallery=2',
+    'register': 'seed=0'}
 
 def outputs(s) -> list[str]:
     "What a stage of dvc.yaml writes"
@@ -53,7 +55,9 @@ def look(place:Path) -> str|None:
     "Hash of a file, or of all names and contents of a folder; None if there is none"
     if not place.exists(): return None
     files = [place] if place.is_file() else sorted(p for p in place.rglob('*') if p.is_file())
-    return hashlib.sha256(b''.join(str(p.relative_to(place)).encode() + hashlib.sha256(p.read_bytes()).digest() for p in files)).hexdigest()[:12]
+    return hashlib.sha256(
+        b''.join(str(p.relative_to(place)).encode() + hashlib.sha256(p.read_bytes()).digest() for p in files)
+    ).hexdigest()[:12]
 
 def looks(stage=None) -> dict[str, str|None]:
     "Hashes of the outputs of one stage, or of all"
@@ -79,7 +83,8 @@ def on_operation(do):
     "Call `do` before every operation on files that changes something"
     changes = 'os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'shutil.rmtree'
     def heard(event, args):
-        if event in changes or event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR): do()
+        if event in changes or event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+            do()
     sys.addaudithook(heard)
 
 def run_stage(name):
@@ -147,7 +152,9 @@ def prepare(workdir) -> None:
     home = Path(__file__).parent.absolute()
     stub = workdir.absolute()/'bin'/'sads'
     stub.parent.mkdir(exist_ok=True)
-    stub.write_text(f'#!/bin/sh\nPYTHONPATH={workdir.absolute()}:{home} exec {sys.executable} {home}/fake_line.py "$@"\n')
+    stub.write_text(
+        f'#!/bin/sh\nPYTHONPATH={workdir.absolute()}:{home} exec {sys.executable} {home}/fake_line.py "$@"\n'
+    )
     stub.chmod(0o755)
     os.environ['PATH'] = f'{stub.parent}{os.pathsep}{os.environ["PATH"]}'
     (workdir/'params.yaml').write_text(dump_params(dark_cascade.params()))

@@ -35,7 +35,13 @@ def by_cli(bundle, files):
     "As a person does it: a batch at a time"
     with tempfile.TemporaryDirectory() as d:
         out = Path(d)/'out.jsonl'
-        subprocess.run([sys.executable, '-m', 'sads_jax.cli.main', 'predict', *map(str, files), '--bundle', str(bundle), '--out', str(out), '--quiet'], check=True, timeout=600, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, '-m', 'sads_jax.cli.main', 'predict', *map(str, files), '--bundle', str(bundle), '--out',
+                str(out), '--quiet'],
+            check=True,
+            timeout=600,
+            stdout=subprocess.DEVNULL,
+        )
         rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r['file'] for r in rows] == [str(f) for f in files]
     return [strip(r['report']) for r in rows]
@@ -46,7 +52,9 @@ def by_http(bundle, files):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     url = f'http://127.0.0.1:{port}'
-    p = subprocess.Popen([sys.executable, '-m', 'sads_jax.cli.main', 'serve', '--bundle', str(bundle), '--port', str(port)], start_new_session=True)
+    p = subprocess.Popen(
+        [sys.executable, '-m', 'sads_jax.cli.main', 'serve', '--bundle', str(bundle), '--port', str(port)],
+        start_new_session=True)
     try:
         end = time.monotonic() + 240
         while True:
@@ -58,7 +66,11 @@ def by_http(bundle, files):
             time.sleep(.2)
         def post(i, f):
             data = f.read_bytes()
-            r = httpx.post(f'{url}/predict', files={'file': (f.name, data)}, timeout=120) if i % 2 else httpx.post(f'{url}/predict', json={'image': base64.b64encode(data).decode()}, timeout=120)
+            r = (
+                httpx.post(f'{url}/predict', files={'file': (f.name, data)}, timeout=120)
+                if i % 2
+                else httpx.post(f'{url}/predict', json={'image': base64.b64encode(data).decode()}, timeout=120)
+            )
             assert r.status_code == 200, f'{f}: {r.status_code} {r.text}'
             return strip(r.json())
         with concurrent.futures.ThreadPoolExecutor(16) as pool: return list(pool.map(post, range(len(files)), files))
@@ -74,7 +86,11 @@ def differences(files, reports):
         first = reports[ways[0]][i]
         for way in ways[1:]:
             other = reports[way][i]
-            out += [f'{f}: {k}: {ways[0]} {first.get(k)!r}, {way} {other.get(k)!r}' for k in sorted(first.keys() | other.keys()) if first.get(k) != other.get(k)]
+            out += [
+                f'{f}: {k}: {ways[0]} {first.get(k)!r}, {way} {other.get(k)!r}'
+                for k in sorted(first.keys() | other.keys())
+                if first.get(k) != other.get(k)
+            ]
     return out
 
 def main(bundle, *sources):
@@ -88,8 +104,11 @@ def main(bundle, *sources):
     for line in wrong[:20]: print(line)
     n = sum(len(r['defects']) for r in reports['Python'])
     verdicts = [r['verdict'] for r in reports['Python']]
-    print(f"{len(files)} photographs, {len(reports['Python'][0])} fields each, {n} defects, " + ', '.join(f'{verdicts.count(v)} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))
-          + (f': {len(wrong)} differences' if wrong else ': equal field by field, three ways'))
+    print(
+        f"{len(files)} photographs, {len(reports['Python'][0])} fields each, {n} defects, "
+        + ', '.join(f'{verdicts.count(v)} {v}' for v in ('PASS', 'REVIEW', 'FAIL'))
+        + (f': {len(wrong)} differences' if wrong else ': equal field by field, three ways')
+    )
     return 1 if wrong else 0
 
 if __name__ == '__main__':

@@ -47,9 +47,12 @@ def test_the_score_is_the_mahalanobis_distance_of_the_shrunken_covariance():
     mean, whiten = fit_gaussian(x, .3)
     s = x.std(0) + 1e-3
     covariance = (.7*np.cov((x/s).T, ddof=0) + .3*np.eye(12))*np.outer(s, s)
-    maps = [np.zeros((1, 1, 1, 0), np.float32)]*2 + [rng.normal(size=(1, 4, 4, 3)).astype(np.float32), rng.normal(size=(1, 2, 2, 3)).astype(np.float32)]
+    maps = [np.zeros((1, 1, 1, 0), np.float32)] * 2 + [rng.normal(size=(1, 4, 4, 3)).astype(np.float32),
+        rng.normal(size=(1, 2, 2, 3)).astype(np.float32)]
     inside = np.ones((1, 8, 8), bool)
-    got = pure(Anomaly((3, 3)))({'mean': jnp.asarray(mean), 'whiten': jnp.asarray(whiten)}, [jnp.asarray(m) for m in maps], inside)
+    got = pure(Anomaly((3, 3)))(
+        {'mean': jnp.asarray(mean), 'whiten': jnp.asarray(whiten)}, [jnp.asarray(m) for m in maps], inside
+    )
     v = np.asarray(pooled([maps[l] for l in LEVELS], inside))[0]
     np.testing.assert_allclose(got[0]*12**.5, mahalanobis(v, x.mean(0), np.linalg.inv(covariance)), rtol=1e-3)
 
@@ -98,7 +101,10 @@ def test_each_image_has_its_own_score_bit_for_bit():
 def test_the_image_score_heeds_the_distance_and_boxes_do_not():
     from dataclasses import replace
     grey = canvas((40, 20, 20))  # darkness 1 - 40/255, redness 20/255
-    plain, both = (jax.device_get(jax.jit(c)(WEIGHTS, grey[None])) for c in (strange_cascade(), replace(strange_cascade(), anomaly_share=.25)))
+    plain, both = (
+        jax.device_get(jax.jit(c)(WEIGHTS, grey[None]))
+        for c in (strange_cascade(), replace(strange_cascade(), anomaly_share=0.25))
+    )
     odds = lambda p: p/(1 - p)
     distance = 10*20/255
     assert odds(both.image_scores[0]) == pytest.approx(odds(plain.image_scores[0])**.75*distance**(4*.25), rel=1e-4)
@@ -108,23 +114,33 @@ def test_the_image_score_heeds_the_distance_and_boxes_do_not():
 def test_exported_with_and_without_a_model_of_good_parts():
     images = canvas((240, 200, 140))[None]
     for cascade, weights, want in (strange_cascade(), WEIGHTS, 10*100/255), (dark.cascade(), dark.WEIGHTS, None):
-        found = load_program(export_program(cascade, weights, (dark.SIDE, dark.SIDE), platforms=('cpu',)), Findings)(weights, images)
+        found = load_program(export_program(cascade, weights, (dark.SIDE, dark.SIDE), platforms=('cpu',)), Findings)(
+            weights, images
+        )
         assert found.anomaly is None if want is None else abs(float(found.anomaly[0]) - want) < 1e-4
 
 def test_clean_but_strange_is_for_a_person(tmp_path):
     params = dark.params()
     programs = {b: export_program(strange_cascade(), WEIGHTS, b, platforms=('cpu',)) for b in params.image.buckets}
-    write = lambda limit: write_bundle(tmp_path/'b', weights=WEIGHTS, programs=programs, labels=dark.LABELS, threshold=.5, anomaly_limit=limit, code={}, batch_sizes=(1,),
-        rules_version=rules_version(params.decision), params=params, data={'kind': 'test', 'fingerprint': 'f'*64, 'splits': {}})
+    write = lambda limit: write_bundle(tmp_path / 'b', weights=WEIGHTS, programs=programs, labels=dark.LABELS,
+        threshold=0.5, anomaly_limit=limit, code={}, batch_sizes=(1,), rules_version=rules_version(params.decision),
+        params=params, data={'kind': 'test', 'fingerprint': 'f' * 64, 'splits': {}})
     ask = lambda: load_pipeline(tmp_path/'b', cache_dir=tmp_path/'cache').process_request
     red, paler, black = (240, 200, 140), (240, 220, 190), (10, 10, 10)
     version, judge = write(3.), ask()
     report, pale, dark_one = (judge(canvas(c)) for c in (red, paler, black))
     assert (report.verdict, report.reasons[0].rule, report.defects) == (Verdict.REVIEW, 'unknown', [])
-    assert report.anomaly_score == pytest.approx(10*100/255/3, abs=1e-3) and 'unlike any good part' in report.reasons[0].text
+    assert (
+        report.anomaly_score == pytest.approx(10 * 100 / 255 / 3, abs=1e-3)
+        and 'unlike any good part' in report.reasons[0].text
+    )
     assert (pale.verdict, pale.anomaly_score) == (Verdict.PASS, pytest.approx(10*50/255/3, abs=1e-3))
     assert dark_one.verdict == Verdict.FAIL and [r.rule for r in dark_one.reasons] == ['any defect']
-    assert set_threshold(tmp_path/'b', .5, {'anomaly': {'text': 'A limit.'}}, 5.) == verify_bundle(tmp_path/'b') != version
+    assert (
+        set_threshold(tmp_path / 'b', 0.5, {'anomaly': {'text': 'A limit.'}}, 5.0)
+        == verify_bundle(tmp_path / 'b')
+        != version
+    )
     assert ask()(canvas(red)).verdict == Verdict.PASS and 'A limit.' in (tmp_path/'b/card.md').read_text()
     write(None)
     report = ask()(canvas(red))

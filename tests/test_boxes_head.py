@@ -1,4 +1,5 @@
-"Boxes proposed by the network: told and read without loss, each defect with a cell of its own, learnt on four images, handed on as they are"
+"""Boxes proposed by the network: told and read without loss, each defect with a cell of its own, learnt on four images,
+handed on as they are"""
 from dataclasses import replace
 
 import jax
@@ -33,7 +34,9 @@ def test_told_and_read_without_loss():
     np.testing.assert_allclose(boxes_at(sides), boxes, atol=1e-4)
     for i, j in [(0, 0), (4, 6)]:  # in words: left and right side lie that far from the cell's centre
         x, y = CELL * (j + 0.5), CELL * (i + 0.5)
-        np.testing.assert_allclose(sides[1, i, j], np.array([x, y, -x, -y]) + boxes[1, i, j] * [-1, -1, 1, 1], rtol=1e-5)
+        np.testing.assert_allclose(
+            sides[1, i, j], np.array([x, y, -x, -y]) + boxes[1, i, j] * [-1, -1, 1, 1], rtol=1e-5
+        )
 
 
 def test_cells_are_owned_as_a_plain_loop_says():
@@ -70,12 +73,16 @@ def photographs():
     "Four 64 x 96 px photographs: a speck; two boxes; a long and a large one that touch; nothing but a good surface"
     rng, out = np.random.default_rng(3), []
     for boxes in [[(41, 20, 49, 26)], [(8, 40, 24, 56), (60, 6, 88, 18)], [(10, 4, 16, 60), (16, 12, 64, 52)], []]:
-        canvas, classes, instances = rng.integers(100, 110, (64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8), np.zeros((64, 96), np.uint16)
+        canvas, classes, instances = (rng.integers(100, 110, (64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8),
+            np.zeros((64, 96), np.uint16))
         for n, (x1, y1, x2, y2) in enumerate(boxes):
             canvas[y1:y2, x1:x2], classes[y1:y2, x1:x2], instances[y1:y2, x1:x2] = (20, 240)[n], 1, n + 1
-        out.append(Example(canvas, classes, instances, np.array(boxes, np.float32).reshape(-1, 4), np.zeros(len(boxes), np.int32),
-                           Placement(0, 1.0, 0, 0, 64, 96, 64, 96), None, Window(0, 0, 64, 96)))
-    return Samples(out, np.arange(4, dtype=np.int32), np.tile(np.float32([0, 0, 96, 64]), (4, 1)), np.array([0, 0, 0, -1], np.int32), np.zeros(4, np.int32), np.zeros(4, bool))
+        out.append(
+            Example(canvas, classes, instances, np.array(boxes, np.float32).reshape(-1, 4),
+                np.zeros(len(boxes), np.int32), Placement(0, 1.0, 0, 0, 64, 96, 64, 96), None, Window(0, 0, 64, 96))
+        )
+    return Samples(out, np.arange(4, dtype=np.int32), np.tile(np.float32([0, 0, 96, 64]), (4, 1)),
+        np.array([0, 0, 0, -1], np.int32), np.zeros(4, np.int32), np.zeros(4, bool))
 
 
 @pytest.mark.parametrize("flip", [4, 2, 6])
@@ -100,9 +107,12 @@ def learnt_by_heart(loss, seed=0, steps=250):
     fixed = {k: v for k, v in to_flat(model).items() if k in frozen_names(model, True)}
     weights = {k: v for k, v in to_flat(model).items() if k not in fixed}
     for i, f in enumerate(features):
-        fixed |= {f"head/standardise/mean/{i}": f.mean((0, 1, 2)), f"head/standardise/gain/{i}": 1 / (f.std((0, 1, 2)) + 1e-6)}
+        fixed |= {f"head/standardise/mean/{i}": f.mean((0, 1, 2)),
+            f"head/standardise/gain/{i}": 1 / (f.std((0, 1, 2)) + 1e-6)}
     call = pure(model, lambda m, f: m.head(f))
-    opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0, 5e-3, steps // 10, steps)))
+    opt = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0, 5e-3, steps // 10, steps))
+    )
 
     @jax.jit
     def step(weights, state):
@@ -122,7 +132,9 @@ def learnt_by_heart(loss, seed=0, steps=250):
 def knows_by_heart(seed):
     got, dense, share = learnt_by_heart(make_task("detector", NETWORK, ("pit",)).loss, seed)
     truth = [make_boxes(e.boxes) for e in photographs().dataset]
-    boxes = [len(g.boxes) for g in got] == [1, 2, 2, 0] and detection_map(truth, got, 1, class_aware=False)["map50"] == 1
+    boxes = [len(g.boxes) for g in got] == [1, 2, 2, 0] and detection_map(truth, got, 1, class_aware=False)[
+        "map50"
+    ] == 1
     return boxes and ((dense > 0.5) == (share > 0.5)).mean() > 0.97
 
 
@@ -147,7 +159,9 @@ def test_boxes_are_handed_on_as_they_are_or_fitted(fit):
 
     def widened(params, images):
         found, dense = cascade.detect(params, images)
-        return found._replace(boxes=found.boxes + jnp.where(found.valid[..., None], jnp.array([-3.0, -2, 4, 5]), 0)), dense
+        return found._replace(
+            boxes=found.boxes + jnp.where(found.valid[..., None], jnp.array([-3.0, -2, 4, 5]), 0)
+        ), dense
 
     found = jax.jit(replace(cascade, detect=widened, fit=fit))({}, image[None])
     box = np.asarray(found.boxes)[0, np.asarray(found.valid)[0]]

@@ -34,9 +34,12 @@ from sads_jax.training.trainers import Trainer, TrainerFactory
 
 # -- Specs and builders
 
-BUILT = [ # Factory, union of its specs, what the caller adds
-    (ConnectorFactory, DataSpec, {'seed'}), (TrainerFactory, TrainerSpec, set()), (TrainerFactory, NameTrainerSpec, set()),
-    (AnomalyFactory, AnomalySpec, {'vectors'})]
+BUILT = [  # Factory, union of its specs, what the caller adds
+    (ConnectorFactory, DataSpec, {'seed'}),
+    (TrainerFactory, TrainerSpec, set()),
+    (TrainerFactory, NameTrainerSpec, set()),
+    (AnomalyFactory, AnomalySpec, {'vectors'}),
+]
 KINDS = sorted({(factory.name, spec, tuple(deps)) for factory, union, deps in BUILT
                 for spec in typing.get_args(typing.get_args(union)[0])}, key=str)
 FACTORIES = {f.name: f for f in (ConnectorFactory, TrainerFactory, AnomalyFactory, OutputAdapterFactory, MetricFactory)}
@@ -52,7 +55,9 @@ def test_a_builder_takes_the_fields_of_its_spec_and_no_others(name, spec, deps):
 
 @pytest.mark.parametrize('factory', FACTORIES.values(), ids=FACTORIES)
 def test_no_builder_swallows_what_it_does_not_know(factory):
-    greedy = {k for k, fn in factory.items() for p in inspect.signature(fn).parameters.values() if p.kind == p.VAR_KEYWORD}
+    greedy = {
+        k for k, fn in factory.items() for p in inspect.signature(fn).parameters.values() if p.kind == p.VAR_KEYWORD
+    }
     assert greedy <= {'synthetic'} # see above
 
 @pytest.mark.parametrize('spec', typing.get_args(typing.get_args(NameTrainerSpec)[0]))
@@ -60,7 +65,9 @@ def test_trainers_are_made_from_a_section_alone(spec):
     trainer = TrainerFactory(spec())
     assert isinstance(trainer, Trainer) and trainer == TrainerFactory(spec())
     assert [*inspect.signature(trainer).parameters] == ['job']  # the same for all kinds
-    assert {f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer)} == spec().model_dump(exclude={'kind'})
+    assert {f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer)} == spec().model_dump(
+        exclude={'kind'}
+    )
 
 # -- Predictors
 
@@ -105,7 +112,8 @@ def test_weights_keep_the_names_they_were_stored_under():
     "A bundle or model of an earlier release must find its weights"
     names = to_flat(Detector(width=8, rngs=nnx.Rngs(0)))
     assert [n for n in names if n.startswith('head/')] == HEAD
-    assert {'backbone/stem', 'backbone/stem_bias', 'backbone/blocks/0/depthwise', 'backbone/blocks/15/project_bias'} <= names.keys()
+    assert {'backbone/stem', 'backbone/stem_bias', 'backbone/blocks/0/depthwise',
+        'backbone/blocks/15/project_bias'} <= names.keys()
     assert [*to_flat(MODELS['anomaly']((4, 4)))] == ['mean', 'whiten']
     plain = to_flat(MODELS['segmenter']('plain', 8, 8, rngs=nnx.Rngs(0)))
     assert {'backbone/stages/0/a', 'backbone/stages/3/skip', 'backbone/stages/0/scale_b'} <= plain.keys()
@@ -113,7 +121,11 @@ def test_weights_keep_the_names_they_were_stored_under():
 @pytest.mark.parametrize('task', ['detector', 'segmenter'])
 def test_no_gradient_moves_a_statistic(task):
     model = MODELS[task]('plain', 8, 8, rngs=nnx.Rngs(0))
-    assert set(to_flat(model, Statistic)) == frozen_names(model, False) == {n for n in to_flat(model) if 'standardise' in n}
+    assert (
+        set(to_flat(model, Statistic))
+        == frozen_names(model, False)
+        == {n for n in to_flat(model) if 'standardise' in n}
+    )
 
 # -- Beside other people's code
 
@@ -128,7 +140,8 @@ def test_the_loss_of_two_views_is_that_of_optax():
     np.testing.assert_allclose(nt_xent(a, b, .3), optax.losses.ntxent(jnp.concatenate([a, b]), labels, .3), rtol=1e-4)
 
 def test_rates_scale_the_step_of_their_weights_alone():
-    plan = Schedule(steps=9, batch_size=1, learning_rate=.1, weight_decay=.01, warmup=0, clip=9., ema=0., eval_every=9, patience=0)
+    plan = Schedule(steps=9, batch_size=1, learning_rate=0.1, weight_decay=0.01, warmup=0, clip=9.0, ema=0.0,
+        eval_every=9, patience=0)
     w, grad = {k: jnp.float32(2) for k in 'abc'}, {k: jnp.float32(.5) for k in 'abc'}
     step = lambda opt: opt.update(grad, opt.init(w), w)[0]
     whole, scaled = step(optimiser(plan)), step(optimiser(plan, {'b': .2, 'c': 0.}))

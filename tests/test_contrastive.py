@@ -32,7 +32,9 @@ def test_supcon_is_the_papers(temperature):
     rng = np.random.default_rng(0)
     for n, classes in ((2, 1), (7, 3), (12, 4), (9, 20)):
         z, labels = rng.standard_normal((n, 5)), rng.integers(0, classes, n)
-        assert float(supcon(jnp.asarray(z, jnp.float32), jnp.asarray(labels), temperature)) == pytest.approx(by_the_book(z, labels, temperature), rel=2e-4, abs=1e-5)
+        assert float(supcon(jnp.asarray(z, jnp.float32), jnp.asarray(labels), temperature)) == pytest.approx(
+            by_the_book(z, labels, temperature), rel=2e-4, abs=1e-5
+        )
 
 def test_nt_xent_is_simclrs():
     rng = np.random.default_rng(1)
@@ -40,7 +42,9 @@ def test_nt_xent_is_simclrs():
     z = np.concatenate([a, b])/np.linalg.norm(np.concatenate([a, b]), axis=1, keepdims=True)
     s = np.exp(z @ z.T/.5)
     truth = np.mean([-np.log(s[i, (i + 6) % 12]/(s[i].sum() - s[i, i])) for i in range(12)])
-    assert float(nt_xent(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), .5)) == pytest.approx(truth, rel=1e-4)
+    assert float(nt_xent(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), 0.5)) == pytest.approx(
+        truth, rel=1e-4
+    )
 
 def test_gradients_are_numbers_even_of_zeros_and_lonely_rows():
     for z in (jnp.zeros((4, 3)), jnp.ones((4, 3)), jnp.eye(4)*1e6):
@@ -49,7 +53,12 @@ def test_gradients_are_numbers_even_of_zeros_and_lonely_rows():
 
 def test_squares_fit_a_small_photograph():
     squares = draw_squares(np.random.default_rng(0), (10, 0, 40, 200), 50)
-    assert (squares[:, 0] >= 10).all() and (squares[:, 2] <= 40.001).all() and (squares[:, 1] >= 0).all() and (squares[:, 3] <= 200.001).all()
+    assert (
+        (squares[:, 0] >= 10).all()
+        and (squares[:, 2] <= 40.001).all()
+        and (squares[:, 1] >= 0).all()
+        and (squares[:, 3] <= 200.001).all()
+    )
 
 def test_a_projection_keeps_the_scale_of_its_input():
     x = jax.random.normal(jax.random.key(0), (64, 100))
@@ -61,7 +70,9 @@ def test_what_was_learnt_without_labels_is_kept_for_a_run_that_is_killed_later(t
     class Photographs(list):
         def bucket(self, i): return 0
     canvas = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-    photographs = Photographs([Example(canvas, None, None, None, None, Placement(0, 1., 0, 0, 32, 32, 32, 32), None, None)]*3)
+    photographs = Photographs(
+        [Example(canvas, None, None, None, None, Placement(0, 1.0, 0, 0, 32, 32, 32, 32), None, None)] * 3
+    )
     maps = lambda w, x: (x[:, ::4, ::4] @ w['mix'],)
     plan = TrainerFactory(CnnSpec(warmup=0, ema=0.))
     how = dict(side=8, schedule=plan, steps=2, temperature=.2, seed=0, checkpoints=tmp_path/'c')
@@ -73,13 +84,34 @@ def test_what_was_learnt_without_labels_is_kept_for_a_run_that_is_killed_later(t
 @pytest.mark.slow
 def test_few_labels_and_all_photographs(tmp_path):
     "Twelve parts, of which four are labelled"
-    params = Params.model_validate({'data': {'kind': 'synthetic', 'n_parts': 12, 'exposures': 1, 'size': 64, 'defective': .9}, 'image': {'buckets': [[64, 64]]},
-        'classifier': {'crop': 32, 'trainer': {'kind': 'contrastive', 'steps': 2, 'pretrain_steps': 2, 'batch_size': 4, 'width': 4, 'warmup': 0, 'eval_every': 1}}})
+    params = Params.model_validate(
+        {
+            'data': {'kind': 'synthetic', 'n_parts': 12, 'exposures': 1, 'size': 64, 'defective': 0.9},
+            'image': {'buckets': [[64, 64]]},
+            'classifier': {
+                'crop': 32,
+                'trainer': {'kind': 'contrastive', 'steps': 2, 'pretrain_steps': 2, 'batch_size': 4, 'width': 4,
+                    'warmup': 0, 'eval_every': 1},
+            },
+        }
+    )
     data = ingest(ConnectorFactory(params.data, seed=0), tmp_path/'data')
     known = [r.id for r in data.images if r.annotations][:4]
-    data = replace(data, images=tuple(r if r.id in known else replace(r, defective=None, classes=(), annotations=()) for r in data.images))
+    data = replace(
+        data,
+        images=tuple(
+            r if r.id in known else replace(r, defective=None, classes=(), annotations=()) for r in data.images
+        ),
+    )
     told = set()
-    history = train_task('classifier', data, {'train': [r.id for r in data.images], 'val': []}, params, tmp_path/'model', progress=lambda what, done, total, row: told.add((what, total)))
+    history = train_task(
+        'classifier',
+        data,
+        {'train': [r.id for r in data.images], 'val': []},
+        params,
+        tmp_path / 'model',
+        progress=lambda what, done, total, row: told.add((what, total)),
+    )
     assert told == {('classifier features', 2), ('classifier', 2)} and all(np.isfinite(h['loss']) for h in history)
     apply, weights, facts = load_model(tmp_path/'model')
     assert not any(k.startswith('projection') for k in weights) and facts['build']['backbone'] == 'plain'

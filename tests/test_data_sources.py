@@ -1,5 +1,5 @@
 "Photographs of every kind and from everywhere: what is read, what is refused and why, and what is kept of it"
-import json
+import json  # noqa: I001
 import os
 import re
 import struct
@@ -19,7 +19,7 @@ from sads_jax.core.errors import DataError, ImageError, SADSError
 from sads_jax.core.params import CocoSpec, FolderSpec, MagneticTileSpec, SyntheticSpec, VocSpec
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.formats import mask_to_rle, segmentation_to_mask, split_components
-from sads_jax.data.images import choose_bucket, image_size, letterbox, letterbox_mask, read_image, to_canvas, to_original
+from sads_jax.data.images import choose_bucket, image_size, letterbox, letterbox_mask, read_image, to_canvas, to_original  # noqa: E501
 from sads_jax.data.records import (
     Annotation,
     ImageRecord,
@@ -32,7 +32,8 @@ from sads_jax.data.records import (
 )
 from sads_jax.data.synthetic import plan_parts, render_all, render_part
 
-pytestmark = [pytest.mark.filterwarnings('ignore::UserWarning:PIL'), pytest.mark.filterwarnings('ignore::DeprecationWarning:pycocotools')]
+pytestmark = [pytest.mark.filterwarnings('ignore::UserWarning:PIL'),
+    pytest.mark.filterwarnings('ignore::DeprecationWarning:pycocotools')]
 MAGNETIC = Path(os.environ.get('SADS_SHARED', '../shared'))/'data'/'magnetic_tile'
 
 
@@ -42,12 +43,14 @@ def encoded(image, fmt='PNG', **kw):
     return out.getvalue()
 
 
-def photo(h=40, w=60, seed=0): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
+def photo(h=40, w=60, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
 
 
 def giant_png(w, h):
     "The header of a PNG of w x h px and nothing else: 57 bytes"
-    def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+    def chunk(kind, body):
+        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IEND', b'')
 
 
@@ -76,7 +79,11 @@ def test_empty_file(tmp_path):
 
 def test_text_renamed(tmp_path):
     (tmp_path/'notes.jpg').write_text('milk, bread, eggs\n'*20)
-    assert refusal(tmp_path/'notes.jpg') == f'{tmp_path}/notes.jpg: not an image in a known format. Known are PNG, JPEG, TIFF, BMP, WEBP, GIF, PPM, JPEG2000'
+    assert (
+        refusal(tmp_path / 'notes.jpg')
+        == f'{tmp_path}/notes.jpg: not an image in a known format. Known are PNG, JPEG, TIFF, BMP, WEBP, GIF, PPM, '
+        'JPEG2000'
+    )
 
 
 @pytest.mark.parametrize('keep', [.3, .6, .95])
@@ -84,7 +91,12 @@ def test_truncated_jpeg(tmp_path, keep):
     whole = encoded(photo(200, 200), 'JPEG')
     (tmp_path/'cut.jpg').write_bytes(whole[:int(len(whole)*keep)])
     message = refusal(tmp_path/'cut.jpg')
-    assert re.fullmatch(re.escape(f'{tmp_path}/cut.jpg') + r': truncated or damaged JPEG file: image file is truncated \(\d+ bytes not processed\)\. Copy or photograph it again', message), message
+    assert re.fullmatch(
+        re.escape(f'{tmp_path}/cut.jpg')
+        + r': truncated or damaged JPEG file: image file is truncated \(\d+ bytes not processed\)\. Copy or '
+        r'photograph it again',
+        message,
+    ), message
 
 
 @pytest.mark.parametrize('fmt', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP'])
@@ -110,7 +122,7 @@ def test_damaged_inside():
 
 def test_giant_header(tmp_path):
     (tmp_path/'big.png').write_bytes(giant_png(30_000, 30_000))
-    message = f'{tmp_path}/big.png: 30000 x 30000 px is 900 megapixels, over the limit of 25 megapixels. Crop it, or raise max_megapixels in settings.ini'
+    message = f'{tmp_path}/big.png: 30000 x 30000 px is 900 megapixels, over the limit of 25 megapixels. Crop it, or raise max_megapixels in settings.ini'  # noqa: E501
     assert refusal(tmp_path/'big.png') == message
 
 
@@ -122,7 +134,10 @@ def test_limit_is_ours_not_pillows(recwarn):
 
 
 def test_one_pixel():
-    assert refusal(encoded(Image.new('RGB', (1, 1))), name='dot.png') == 'dot.png: 1 x 1 px is too small. Both sides must be at least 16 px'
+    assert (
+        refusal(encoded(Image.new('RGB', (1, 1))), name='dot.png')
+        == 'dot.png: 1 x 1 px is too small. Both sides must be at least 16 px'
+    )
     assert '400 x 15 px is too small' in refusal(encoded(Image.new('RGB', (400, 15))))
     assert read_image(encoded(Image.new('RGB', (16, 16)))).shape == (16, 16, 3)
 
@@ -138,7 +153,10 @@ def test_sixteen_bit(fmt):
 
 def test_thirty_two_bit_beyond_sixteen():
     x = np.full((20, 20), 70_000, np.int32)
-    assert refusal(encoded(Image.fromarray(x), 'TIFF'), name='a.tif') == 'a.tif: 32-bit pixels from 70000 to 70000. Save it with 8 or 16 bits a channel'
+    assert (
+        refusal(encoded(Image.fromarray(x), 'TIFF'), name='a.tif')
+        == 'a.tif: 32-bit pixels from 70000 to 70000. Save it with 8 or 16 bits a channel'
+    )
 
 
 def test_alpha_is_dropped():
@@ -167,8 +185,14 @@ def test_nan_tiff():
     x = np.random.default_rng(0).random((20, 30)).astype(np.float32)
     assert np.abs(read_image(encoded(Image.fromarray(x), 'TIFF'))[..., 0] - x*255).max() <= .5
     x[3, 4], x[5, 6] = np.nan, np.inf
-    assert refusal(encoded(Image.fromarray(x), 'TIFF'), name='depth.tif') == 'depth.tif: 2 pixels are NaN or infinite. Save it with 8 or 16 bits a channel'
-    assert refusal(encoded(Image.fromarray(np.full((20, 20), 1e4, np.float32)), 'TIFF'), name='d') == 'd: float pixels from 10000 to 10000. Scale them to 0..1 or 0..255'
+    assert (
+        refusal(encoded(Image.fromarray(x), 'TIFF'), name='depth.tif')
+        == 'depth.tif: 2 pixels are NaN or infinite. Save it with 8 or 16 bits a channel'
+    )
+    assert (
+        refusal(encoded(Image.fromarray(np.full((20, 20), 1e4, np.float32)), 'TIFF'), name='d')
+        == 'd: float pixels from 10000 to 10000. Scale them to 0..1 or 0..255'
+    )
 
 
 def test_lab_is_refused():
@@ -197,7 +221,13 @@ def test_path_and_bytes_agree(tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(16, 400), st.integers(16, 400), st.lists(st.tuples(st.sampled_from([32, 64, 128, 192]), st.sampled_from([32, 96, 128, 256])), min_size=1, max_size=3))
+@given(
+    st.integers(16, 400),
+    st.integers(16, 400),
+    st.lists(
+        st.tuples(st.sampled_from([32, 64, 128, 192]), st.sampled_from([32, 96, 128, 256])), min_size=1, max_size=3
+    ),
+)
 def test_letterbox_there_and_back(h, w, buckets):
     image = np.full((h, w, 3), 200, np.uint8)
     canvas, p = letterbox(image, buckets)
@@ -268,7 +298,9 @@ def coco_file(folder, change=lambda tree: None):
     for i in range(1, 6):
         photo(seed=i).save(folder/f'{i}.png')
         marks = (Annotation('dent', (10., 5., 10., 4.), mask_to_rle(mask), 40.),) if i % 2 else ()
-        records.append(ImageRecord(i, f'{i}.png', 60, 40, f'p{i}', 'L1', 'e1', bool(marks), ('dent',) if marks else (), marks))
+        records.append(
+            ImageRecord(i, f'{i}.png', 60, 40, f'p{i}', 'L1', 'e1', bool(marks), ('dent',) if marks else (), marks)
+        )
     path = write_coco(InspectionData(folder, ('dent',), tuple(records)), folder)
     tree = json.loads(path.read_text())
     change(tree)
@@ -282,15 +314,22 @@ def test_coco_is_coco(tmp_path):
     assert coco.loadCats([1])[0]['name'] == 'dent'
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda t: t['annotations'][0].update(category_id=7), 'annotations.json, annotations[0]: label 7 is not in the map. Known are 1 dent'),
-    (lambda t: t['images'][1].update(classes=['rust']), "annotations.json, images[1]: label 'rust' is not in the map. Known are dent"),
-    (lambda t: t['annotations'][0].update(image_id=99), 'annotations.json, annotations[0]: image_id 99 is no image of this file'),
-    (lambda t: t['images'][0].update(width=600), 'annotations.json, annotations[0]: mask is 60 x 40 px but its image is 600 x 40 px'),
-    (lambda t: t['images'][2].pop('file_name'), "annotations.json, images[2]: field 'file_name' is missing"),
-    (lambda t: t['images'][2].update(id=1), 'annotations.json, images[2]: image id 1 is used twice'),
-    (lambda t: t.pop('images'), 'annotations.json: not a COCO file'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda t: t['annotations'][0].update(category_id=7),
+            'annotations.json, annotations[0]: label 7 is not in the map. Known are 1 dent'),
+        (lambda t: t['images'][1].update(classes=['rust']),
+            "annotations.json, images[1]: label 'rust' is not in the map. Known are dent"),
+        (lambda t: t['annotations'][0].update(image_id=99),
+            'annotations.json, annotations[0]: image_id 99 is no image of this file'),
+        (lambda t: t['images'][0].update(width=600),
+            'annotations.json, annotations[0]: mask is 60 x 40 px but its image is 600 x 40 px'),
+        (lambda t: t['images'][2].pop('file_name'), "annotations.json, images[2]: field 'file_name' is missing"),
+        (lambda t: t['images'][2].update(id=1), 'annotations.json, images[2]: image id 1 is used twice'),
+        (lambda t: t.pop('images'), 'annotations.json: not a COCO file'),
+    ],
+)
 def test_coco_contradictions(tmp_path, change, message):
     coco_file(tmp_path, change)
     with pytest.raises(DataError) as e: read_coco(tmp_path)
@@ -310,7 +349,9 @@ def test_factory_and_specs_agree():
     "Every kind of params.yaml has a builder that takes all its fields"
     assert set(ConnectorFactory) == {'synthetic', 'magnetic_tile', 'coco', 'folder', 'voc'}
     assert len(ConnectorFactory(SyntheticSpec(n_parts=3), seed=1)) == 9
-    for spec in (MagneticTileSpec(root='nowhere'), CocoSpec(root='nowhere'), FolderSpec(root='nowhere'), VocSpec(root='nowhere')):
+    for spec in (
+        MagneticTileSpec(root='nowhere'), CocoSpec(root='nowhere'), FolderSpec(root='nowhere'), VocSpec(root='nowhere')
+    ):
         with pytest.raises(DataError, match='nowhere'): ConnectorFactory(spec, seed=1)
 
 
@@ -325,7 +366,11 @@ def test_one_bad_image_is_left_out_and_named(tmp_path):
     data = ingest(ConnectorFactory(CocoSpec(root=src)), out)
     assert [r.id for r in data.images] == [1, 2, 3, 5]
     skipped = report(out)['skipped']
-    assert len(skipped) == 1 and skipped[0]['file'] == f'{src}/4.png' and 'truncated or damaged PNG file' in skipped[0]['error']
+    assert (
+        len(skipped) == 1
+        and skipped[0]['file'] == f'{src}/4.png'
+        and 'truncated or damaged PNG file' in skipped[0]['error']
+    )
     assert read_coco(out).images == data.images
     assert all(data.path(r).read_bytes() == (src/Path(r.file_name).name).read_bytes() for r in data.images)
 
@@ -344,7 +389,11 @@ def test_image_of_another_size_than_annotated(tmp_path):
     coco_file(src)
     photo(50, 60).save(src/'2.png')
     ingest(ConnectorFactory(CocoSpec(root=src)), out)
-    assert report(out)['skipped'][0]['error'] == f'{src}/2.png: the annotations are for 60 x 40 px but the image is 60 x 50 px. Export the annotations again for this image'
+    assert (
+        report(out)['skipped'][0]['error']
+        == f'{src}/2.png: the annotations are for 60 x 40 px but the image is 60 x 50 px. Export the annotations '
+        'again for this image'
+    )
 
 
 def test_more_than_half_bad_stops(tmp_path):
@@ -352,7 +401,8 @@ def test_more_than_half_bad_stops(tmp_path):
     src.mkdir()
     coco_file(src)
     for i in (1, 2, 3): (src/f'{i}.png').unlink()
-    with pytest.raises(DataError, match='3 of 5 images cannot be used: .*1.png: no such file'): ingest(ConnectorFactory(CocoSpec(root=src)), tmp_path/'out')
+    with pytest.raises(DataError, match='3 of 5 images cannot be used: .*1.png: no such file'):
+        ingest(ConnectorFactory(CocoSpec(root=src)), tmp_path / 'out')
 
 
 def test_paths_stay_inside(tmp_path):
@@ -373,7 +423,8 @@ def test_part_ids_of_coco(tmp_path):
     (tmp_path/'12.png').write_bytes((tmp_path/'1.png').read_bytes())
     data = ingest(ConnectorFactory(CocoSpec(root=tmp_path, part_id_pattern=r'^(\d)')), tmp_path/'out')
     assert [r.part_id for r in data.images] == ['1', '2', '3', '4', '5']
-    with pytest.raises(DataError, match='does not match the file name'): ingest(ConnectorFactory(CocoSpec(root=tmp_path, part_id_pattern='part(.)')), tmp_path/'out2')
+    with pytest.raises(DataError, match='does not match the file name'):
+        ingest(ConnectorFactory(CocoSpec(root=tmp_path, part_id_pattern='part(.)')), tmp_path / 'out2')
 
 
 def test_ingest_twice_is_the_same(tmp_path):
@@ -395,10 +446,14 @@ def test_ingest_after_a_crash(tmp_path):
             if len(seen) == 3: raise KeyboardInterrupt
             seen.append(x); yield x
     ingest(ConnectorFactory(spec, seed=2), tmp_path/'a')
-    with pytest.raises(KeyboardInterrupt): ingest(ConnectorFactory(SyntheticSpec(n_parts=9, size=64), seed=2), tmp_path/'b', dies)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(ConnectorFactory(SyntheticSpec(n_parts=9, size=64), seed=2), tmp_path / 'b', dies)
     with pytest.raises(DataError, match='no such file'): read_coco(tmp_path/'b')
     ingest(ConnectorFactory(spec, seed=2), tmp_path/'b')
-    a, b = ({str(p.relative_to(tmp_path/d)): p.read_bytes() for p in (tmp_path/d).rglob('*') if p.is_file()} for d in 'ab')
+    a, b = (
+        {str(p.relative_to(tmp_path / d)): p.read_bytes() for p in (tmp_path / d).rglob('*') if p.is_file()}
+        for d in 'ab'
+    )
     assert a == b
 
 
@@ -411,7 +466,10 @@ def test_progress_is_shown(tmp_path):
 
 
 def mvtec(root):
-    for name in ('train/good/000.png', 'train/good/001.png', 'test/good/000.png', 'test/scratch/000.png', 'test/scratch/001.png', 'test/dent/000.png'):
+    for name in (
+        'train/good/000.png', 'train/good/001.png', 'test/good/000.png', 'test/scratch/000.png', 'test/scratch/001.png',
+        'test/dent/000.png'
+    ):
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         photo(seed=len(name)).save(root/name)
     for kind, n in (('scratch', 2), ('dent', 1)):
@@ -427,7 +485,8 @@ def test_mvtec_layout(tmp_path):
     data = ingest(ConnectorFactory(FolderSpec(root=tmp_path/'src')), tmp_path/'out')
     assert data.categories == ('dent', 'scratch')
     assert [(r.file_name, r.classes, len(r.annotations)) for r in data.images if r.defective] == [
-        ('images/test/dent/000.png', ('dent',), 2), ('images/test/scratch/000.png', ('scratch',), 2), ('images/test/scratch/001.png', ('scratch',), 2)]
+        ('images/test/dent/000.png', ('dent',), 2), ('images/test/scratch/000.png', ('scratch',), 2),
+        ('images/test/scratch/001.png', ('scratch',), 2)]
     assert len({r.part_id for r in data.images}) == 6 and not any(r.weak for r in data.images)
     assert report(tmp_path/'out') == {'images': 6, 'skipped': [], 'notes': []}
 
@@ -437,7 +496,11 @@ def test_mvtec_mask_of_another_size(tmp_path):
     Image.new('L', (61, 40)).save(tmp_path/'src/ground_truth/dent/000_mask.png')
     ingest(ConnectorFactory(FolderSpec(root=tmp_path/'src')), tmp_path/'out')
     error = report(tmp_path/'out')['skipped'][0]['error']
-    assert error == f'{tmp_path}/src/ground_truth/dent/000_mask.png: mask is 61 x 40 px but its image is 60 x 40 px. Export the masks at the size of the images'
+    assert (
+        error
+        == f'{tmp_path}/src/ground_truth/dent/000_mask.png: mask is 61 x 40 px but its image is 60 x 40 px. Export '
+        'the masks at the size of the images'
+    )
 
 
 def test_plain_folders_give_weak_labels(tmp_path):
@@ -449,12 +512,16 @@ def test_plain_folders_give_weak_labels(tmp_path):
     mask[3:9, 3:9] = 1  # zeros and ones instead of 0 and 255
     Image.fromarray(mask).save(src/'rust/d_mask.png')
     data = ingest(ConnectorFactory(FolderSpec(root=src)), tmp_path/'out')
-    assert [(r.defective, r.weak, r.classes) for r in data.images] == [(False, False, ()), (False, False, ()), (True, True, ('rust',)), (True, False, ('rust',))]
-    assert report(tmp_path/'out')['notes'] == ['1 of 2 defective images have no mask: they count for image-level figures only']
+    assert [(r.defective, r.weak, r.classes) for r in data.images] == [(False, False, ()), (False, False, ()),
+        (True, True, ('rust',)), (True, False, ('rust',))]
+    assert report(tmp_path / 'out')['notes'] == [
+        '1 of 2 defective images have no mask: they count for image-level figures only'
+    ]
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(DataError, match='no images in class folders. Expected train/good'): ConnectorFactory(FolderSpec(root=tmp_path))
+    with pytest.raises(DataError, match='no images in class folders. Expected train/good'):
+        ConnectorFactory(FolderSpec(root=tmp_path))
     with pytest.raises(DataError, match='no MT_<Class> folders'): ConnectorFactory(MagneticTileSpec(root=tmp_path))
 
 
@@ -469,10 +536,14 @@ def tiles(root, names, groups=None):
         mask[5:9, 6:12] = 128
         mask[9, 6:12] = 127  # antialiased: not part of the defect
         Image.fromarray(mask*('Free' not in name)).save((root/name).with_suffix('.png'))
-    if groups: (root/'groups.csv').write_text('file,class,exposure,frame,tile_group\n' + ''.join(f'{k},,,,{g}\n' for k, g in groups.items()))
+    if groups:
+        (root / 'groups.csv').write_text(
+            'file,class,exposure,frame,tile_group\n' + ''.join(f'{k},,,,{g}\n' for k, g in groups.items())
+        )
 
 
-NAMES = ['MT_Break/exp1_num_100', 'MT_Break/exp2_num_590', 'MT_Free/exp3_num_1080', 'MT_Free/exp1_num_1600', 'MT_Free/odd']
+NAMES = ['MT_Break/exp1_num_100', 'MT_Break/exp2_num_590', 'MT_Free/exp3_num_1080', 'MT_Free/exp1_num_1600',
+    'MT_Free/odd']
 
 
 def test_tile_groups(tmp_path):
@@ -486,7 +557,8 @@ def test_tile_groups(tmp_path):
 def test_tile_groups_inferred_and_said(tmp_path):
     tiles(tmp_path, NAMES)
     c = ConnectorFactory(MagneticTileSpec(root=tmp_path))
-    assert c.parts == {NAMES[0]: 'frame-100', NAMES[1]: 'frame-100', NAMES[2]: 'frame-100', NAMES[3]: 'frame-1600', NAMES[4]: 'MT_Free/odd'}
+    assert c.parts == {NAMES[0]: 'frame-100', NAMES[1]: 'frame-100', NAMES[2]: 'frame-100', NAMES[3]: 'frame-1600',
+        NAMES[4]: 'MT_Free/odd'}
     assert c.notes[0].startswith('5 of 5 photographs have no group in groups.csv')
 
 
@@ -569,7 +641,10 @@ def test_synthetic_size_and_light_do_not_tell():
     def auroc(x, y):
         r = np.argsort(np.argsort(x, kind='stable'))
         return (r[y].sum() - y.sum()*(y.sum() - 1)/2)/(y.sum()*(~y).sum())
-    rows = [(bool(p.defects), *im.shape[:2], im.mean(), im.std()) for _, p, _, im, _, _ in render_all(SyntheticSpec(exposures=1), 0)]
+    rows = [
+        (bool(p.defects), *im.shape[:2], im.mean(), im.std())
+        for _, p, _, im, _, _ in render_all(SyntheticSpec(exposures=1), 0)
+    ]
     y = np.array([r[0] for r in rows])
     for k in range(1, 5): assert .35 < auroc(np.array([r[k] for r in rows]), y) < .65, k
 

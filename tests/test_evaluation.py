@@ -365,7 +365,7 @@ def data(tmp_path):
 
 class Oracle:
     "Answers from the records; `spoil` changes single answers"
-    model_version, rules_version = 'oracle', 'none'
+    model_version, rules_version, threshold = 'oracle', 'none', .5
 
     def __init__(self, data, categories=CATS, spoil=None):
         self.data, self.categories, self.spoil, self.batches = data, categories, spoil or {}, []
@@ -579,7 +579,9 @@ def test_tables_for_dvc(data, tmp_path):
 
 def test_summary_reads_like_a_sentence(data):
     s = dict(evaluate.summary(evaluate.EvaluationOrchestrator(Oracle(data, spoil={8: 'PASS'})).run(data).metrics))
-    assert s['escape by part'].startswith('1 of 4 defective parts passed (25.0%; the true rate lies between 0.6% and 80.6%)')
+    assert s['escape by part'].startswith(
+        '1 of 4 defective parts passed (25.0%; the true rate lies between 0.6% and 80.6%)'
+    )
     assert s['image AUROC'] == '1.000 (1.000 on 64 pairs of equal size)'
 
 
@@ -607,7 +609,8 @@ def test_the_page_stands_alone_and_escapes_names(data, tmp_path):
     assert '<script' not in page and '&lt;script&gt;' in page and '&lt;b&gt;bold' in page
     for bad in ('http:', 'https:', 'url(', '@import', 'src='): assert bad not in page
     assert page.count('<figure class="card shot">') == 6
-    for said in ('1 of 4 defective parts passed', 'The width of the photograph alone', 'ab'*32, 'Because.'): assert said in page
+    for said in ('1 of 4 defective parts passed', 'The width of the photograph alone', 'ab' * 32, 'Because.'):
+        assert said in page
     from html.parser import HTMLParser
 
     class Check(HTMLParser):

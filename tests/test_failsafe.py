@@ -1,4 +1,5 @@
-"Nothing passes that was not really inspected: findings that are none, networks that are broken, photographs that show no part"
+"""Nothing passes that was not really inspected: findings that are none, networks that are broken, photographs that show
+no part"""
 from dataclasses import replace
 
 import fake_cascade as F
@@ -27,8 +28,9 @@ MILD = DecisionSpec(rules=(RuleSpec(name='large', max_area_px=1e4),))  # everyth
 def findings(score, n=1):
     "Sound findings with `n` boxes"
     row = lambda *a: np.tile(np.array(a, np.float32), (n, 1))
-    return Findings(row(8, 8, 20, 20), np.full(n, .9, np.float32), np.ones(n, bool), np.tile(np.float32([1, 0]), (n, 1)), row(8, 8, 20, 20),
-        np.ones((n, 8, 8), np.float32), np.full((16, 16), .1, np.float32), np.float32(score), True, np.float32(1), np.full(n, .9, np.float32))
+    return Findings(row(8, 8, 20, 20), np.full(n, 0.9, np.float32), np.ones(n, bool),
+        np.tile(np.float32([1, 0]), (n, 1)), row(8, 8, 20, 20), np.ones((n, 8, 8), np.float32),
+        np.full((16, 16), 0.1, np.float32), np.float32(score), True, np.float32(1), np.full(n, 0.9, np.float32))
 
 def wrong(value):
     "Ways in which one field can be no answer"
@@ -43,8 +45,13 @@ def wrong(value):
     if a.ndim: yield 'empty', a[:0]
     if a.ndim > 1: yield 'empty within', a[..., :0]
 
-CASES = [(field, name, x, score) for score in (.1, .9) for field, value in findings(score)._asdict().items() for name, x in wrong(value)
-    if (field, name) not in (('tile_scores', 'nothing'), ('anomaly', 'huge'))]  # seen at once; a distance may be large
+CASES = [
+    (field, name, x, score)
+    for score in (0.1, 0.9)
+    for field, value in findings(score)._asdict().items()
+    for name, x in wrong(value)
+    if (field, name) not in (('tile_scores', 'nothing'), ('anomaly', 'huge'))
+]  # seen at once; a distance may be large
 
 @pytest.mark.parametrize('field,name,x,score', CASES, ids=lambda v: v if isinstance(v, str) else '')
 def test_every_field_of_findings_that_is_no_answer(field, name, x, score):
@@ -60,7 +67,8 @@ def test_sound_findings_still_pass():
 
 @pytest.mark.parametrize('field', ['area_px', 'length_px', 'area_mm2', 'length_mm', 'score'])
 def test_a_defect_whose_size_is_no_number_never_passes(field):
-    defect = Defect(box=(0, 0, 1, 1), label='pit', label_score=1, score=.9, area_px=9, length_px=3, area_mm2=9, length_mm=3, mask=RLE(size=(1, 1), counts='01'))
+    defect = Defect(box=(0, 0, 1, 1), label='pit', label_score=1, score=0.9, area_px=9, length_px=3, area_mm2=9,
+        length_mm=3, mask=RLE(size=(1, 1), counts='01'))
     limit = {'score': 'max_area_px'}.get(field, f'max_{field}')
     rule = RuleSpec(name='r', min_score=.5, **{limit: 1. if field == 'score' else 100.})
     spec = DecisionSpec(mm_per_px=1., rules=(rule,))
@@ -105,7 +113,8 @@ def test_one_tile_that_was_not_inspected_is_enough():
         found, dense = F.dark_cascade().detect(params, images)
         return found, jnp.where(images.min() < .1, jnp.nan, dense)
     cascade = replace(F.dark_cascade(), detect=half)
-    pipeline = SADSPipeline(TiledPredictor(CVPredictor(cascade, {}, [(64, 64)], (1,)), TileSpec(overlap=24)), SADSPostprocessor(F.CATEGORIES, MILD, .999), 'm', 'r')
+    pipeline = SADSPipeline(TiledPredictor(CVPredictor(cascade, {}, [(64, 64)], (1,)), TileSpec(overlap=24)),
+        SADSPostprocessor(F.CATEGORIES, MILD, 0.999), 'm', 'r')
     clean, black = F.bright(60, 300), F.bright(60, 300, (280, 20, 12))
     seen = pipeline.inspect([clean, black])
     assert [s.report.verdict for s in seen] == ['PASS', 'REVIEW']
@@ -133,7 +142,9 @@ def test_the_gate_lets_good_parts_through_and_nothing_else(line):
         assert all(unusable(spoiled(p, failure, 2, rng), bands) for p in photos[60:70]), failure
     assert all(unusable(np.full_like(photos[0], grey), bands) for grey in (0, 127, 255))
     assert unusable(rng.integers(0, 256, photos[0].shape, np.uint8), bands)
-    assert unusable(np.broadcast_to(np.linspace(60, 200, photos[0].shape[1]).astype(np.uint8)[None, :, None], photos[0].shape), bands)
+    assert unusable(
+        np.broadcast_to(np.linspace(60, 200, photos[0].shape[1]).astype(np.uint8)[None, :, None], photos[0].shape),
+        bands)
 
 def test_facts_are_what_scipy_says(line):
     from scipy import ndimage
@@ -152,13 +163,15 @@ def test_facts_are_what_scipy_says(line):
 
 def test_a_photograph_that_is_not_usable_is_reviewed_whatever_the_network_says(tmp_path):
     usable = {f.name: (-1e9, 1e9) for f in FACTS}
-    make = lambda gate: SADSPipeline(CVPredictor(F.dark_cascade(), {}, [(64, 64)], (1,)), SADSPostprocessor(F.CATEGORIES, DecisionSpec(), .5), 'm', 'r', gate=gate)
+    make = lambda gate: SADSPipeline(CVPredictor(F.dark_cascade(), {}, [(64, 64)], (1,)),
+        SADSPostprocessor(F.CATEGORIES, DecisionSpec(), 0.5), 'm', 'r', gate=gate)
     good, bad = F.bright(60, 60), F.bright(60, 60, (20, 20, 16))
     assert [make(usable).process_request(p).verdict for p in (good, bad)] == ['PASS', 'FAIL']
     strict = make(usable | {'height': (61., 99.)})
     for photo in good, bad:
         report = strict.process_request(photo)
-        assert (report.verdict, report.reasons[0].rule, report.reasons[0].measured, report.reasons[0].limit) == ('REVIEW', 'not usable', 60, 61)
+        assert (report.verdict, report.reasons[0].rule, report.reasons[0].measured, report.reasons[0].limit) == (
+            'REVIEW', 'not usable', 60, 61)
         assert 'height 60 below 61..99 of good ones' in report.reasons[0].text
     assert report.defects and report.reasons[1].verdict == 'REVIEW'  # what was found is shown, but decides nothing
     assert strict.uninspected == {'not usable': 2}

@@ -1,4 +1,5 @@
-"Bounded work: what a file claims costs little, what cannot be looked at whole is refused by name, and no page fetches anything"
+"""Bounded work: what a file claims costs little, what cannot be looked at whole is refused by name, and no page fetches
+anything"""
 import os
 import re
 import struct
@@ -64,7 +65,7 @@ held = lambda what: next(int(l.split()[1]) for l in Path('/proc/self/status').re
 src, before = Path(sys.argv[1]).read_bytes(), held('VmRSS')
 shape = read_image(src).shape
 print(shape[0]*shape[1], held('VmHWM') - before)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
@@ -72,7 +73,9 @@ print(shape[0]*shape[1], held('VmHWM') - before)
 def test_what_decoding_takes_is_a_few_bytes_a_pixel(tmp_path, mode):
     (tmp_path / "x.png").write_bytes(black(2500, mode))
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    out = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "x.png"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "x.png"], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
     pixels, peak = map(int, out.stdout.split())
     assert 3 * pixels < peak < 11 * pixels  # 3 of the result, up to 4 of Pillow's picture, and some strips
 
@@ -108,7 +111,9 @@ def test_further_frames_are_refused_by_name(tmp_path, fmt):
 
 
 def test_stereo_pairs_are_refused_and_previews_are_not():
-    pair = encoded(Image.new("RGB", (64, 48), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48), "blue")])
+    pair = encoded(
+        Image.new("RGB", (64, 48), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48), "blue")]
+    )
     assert image_size(pair) == (48, 64)  # the second is of no declared kind, as what telephones append
     at = pair.rindex((0x030000).to_bytes(4, "little"))  # the first entry's kind: a baseline primary image
     with pytest.raises(ImageError, match="holds 2 frames"):
@@ -156,7 +161,9 @@ def test_a_giant_mask_is_refused_from_its_header(tmp_path):
 
 
 def test_every_picture_is_opened_in_one_place():
-    opened = [p.relative_to(ROOT).as_posix() for p in (ROOT / "sads_jax").rglob("*.py") if "Image.open(" in p.read_text()]
+    opened = [
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "sads_jax").rglob("*.py") if "Image.open(" in p.read_text()
+    ]
     assert not opened, opened
 
 
@@ -174,7 +181,9 @@ def test_a_strip_is_not_cut_into_tens_of_thousands():
 
 def laughs(levels=9, wide=9):
     names = "abcdefghijk"[:levels]
-    return "a: &a [ha, ha]\n" + "\n".join(f"{y}: &{y} [{', '.join(['*' + x] * wide)}]" for x, y in zip(names, names[1:]))
+    return "a: &a [ha, ha]\n" + "\n".join(
+        f"{y}: &{y} [{', '.join(['*' + x] * wide)}]" for x, y in zip(names, names[1:])
+    )
 
 
 def test_references_do_not_multiply(tmp_path):
@@ -187,10 +196,14 @@ def test_references_do_not_multiply(tmp_path):
         load_params(tmp_path / "params.yaml", ["data.defects={" + laughs().replace("\n", ", ") + "}"])
 
 
-@pytest.mark.parametrize("text, what", [
-    ("a: &a [*a]", "refers to itself"), ("[" * 5000, "nested more than 50 levels"), ("a: [" + "1, " * 30_000 + "1]", "more than 20,000 values"),
-    ("a: " + "9" * 6000, "not valid YAML"), ("a: " + "1:" * 500 + "1", "more than 64 bits"), ("a: 2024-13-45", "not valid YAML"),
-    ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"), ("x" * 2**21, "over the limit")])
+@pytest.mark.parametrize(
+    "text, what",
+    [("a: &a [*a]", "refers to itself"), ("[" * 5000, "nested more than 50 levels"),
+        ("a: [" + "1, " * 30_000 + "1]", "more than 20,000 values"), ("a: " + "9" * 6000, "not valid YAML"),
+        ("a: " + "1:" * 500 + "1", "more than 64 bits"), ("a: 2024-13-45", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("x" * 2**21, "over the limit")],
+)
 def test_yaml_that_grows_is_refused(text, what):
     with pytest.raises(ParamsError, match=what):
         read_yaml(text, "params.yaml")
@@ -199,7 +212,9 @@ def test_yaml_that_grows_is_refused(text, what):
 def test_a_key_twice_is_an_error_with_both_lines(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("seed: 1\ndecision:\n  rules: [{name: a}]\nsplit: {train: .5,\n  train: .6}\ndecision: {}\n")
-    with pytest.raises(ParamsError, match="'decision' is given twice, in line 2 and in line 6. Join the two, or remove one"):
+    with pytest.raises(
+        ParamsError, match="'decision' is given twice, in line 2 and in line 6. Join the two, or remove one"
+    ):
         load_params(path)
     path.write_text("seed: 1\nsplit: {train: .5,\n  train: .6}\n")
     with pytest.raises(ParamsError, match="'train' is given twice, in line 2 and in line 3"):
@@ -227,7 +242,8 @@ def legacy_pth(path, tensors, storages):
         def __reduce__(self): return _rebuild_tensor_v2, (*self.args, False, collections.OrderedDict())
 
     class Pickler(pickle._Pickler):
-        def persistent_id(self, obj): return ("storage", FloatStorage, obj.key, "cpu", 0, None) if isinstance(obj, Storage) else None
+        def persistent_id(self, obj):
+            return ("storage", FloatStorage, obj.key, "cpu", 0, None) if isinstance(obj, Storage) else None
 
         def save_global(self, obj, name=None):
             module = {"_rebuild_tensor_v2": "torch._utils", "FloatStorage": "torch"}.get(obj.__name__, obj.__module__)
@@ -248,15 +264,25 @@ def legacy_pth(path, tensors, storages):
 
 
 def test_a_tensor_is_the_view_that_its_strides_say(tmp_path):
-    path = legacy_pth(tmp_path / "a.pth", {"w": ("0", 1, (2, 3), (3, 1)), "t": ("0", 0, (3, 2), (1, 3)), "none": ("0", 7, (0, 2), (2, 1))}, {"0": np.arange(7)})
+    path = legacy_pth(tmp_path / "a.pth",
+        {"w": ("0", 1, (2, 3), (3, 1)), "t": ("0", 0, (3, 2), (1, 3)), "none": ("0", 7, (0, 2), (2, 1))},
+        {"0": np.arange(7)})
     got = read_legacy_pth(path)
-    assert got["w"].tolist() == [[1, 2, 3], [4, 5, 6]] and got["t"].tolist() == [[0, 3], [1, 4], [2, 5]] and got["none"].shape == (0, 2)
+    assert (
+        got["w"].tolist() == [[1, 2, 3], [4, 5, 6]]
+        and got["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
+        and got["none"].shape == (0, 2)
+    )
 
 
-@pytest.mark.parametrize("tensor, what", [
-    (("0", 0, (8,), (1,)), "reaches beyond its 7 numbers"), (("0", 5, (3,), (1,)), "reaches beyond"), (("0", 0, (2,), (-1,)), "stride"),
-    (("0", -3, (2,), (1,)), "offset -3"), (("0", 0, (10**5, 10**5), (0, 0)), "reaches beyond"), (("0", 0, (2**40,), (1,)), "size"),
-    (("0", 0, (2, 2), (1,)), "stride"), (("0", 0, (1.5,), (1,)), "size"), (("0", 0, (1,) * 40, (1,) * 40), "size"), (("1", 0, (1,), (1,)), "'0'")])
+@pytest.mark.parametrize(
+    "tensor, what",
+    [(("0", 0, (8,), (1,)), "reaches beyond its 7 numbers"), (("0", 5, (3,), (1,)), "reaches beyond"),
+        (("0", 0, (2,), (-1,)), "stride"), (("0", -3, (2,), (1,)), "offset -3"),
+        (("0", 0, (10**5, 10**5), (0, 0)), "reaches beyond"), (("0", 0, (2**40,), (1,)), "size"),
+        (("0", 0, (2, 2), (1,)), "stride"), (("0", 0, (1.5,), (1,)), "size"), (("0", 0, (1,) * 40, (1,) * 40), "size"),
+        (("1", 0, (1,), (1,)), "'0'")],
+)
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, tensor, what):
     with pytest.raises(SADSError, match=what):
         read_legacy_pth(legacy_pth(tmp_path / "a.pth", {"w": tensor}, {"0": np.arange(7)}))
@@ -282,7 +308,10 @@ def test_damaged_weights_are_refused_and_never_crash(tmp_path):
 
 def test_pages_run_nothing_and_fetch_nothing():
     "One page has the policy; all others extend it, and only the explorer may run the script that it holds"
-    templates = {p.relative_to(ROOT / "sads_jax").as_posix(): p.read_text() for p in (ROOT / "sads_jax").rglob("templates/*.html.jinja")}
+    templates = {
+        p.relative_to(ROOT / "sads_jax").as_posix(): p.read_text()
+        for p in (ROOT / "sads_jax").rglob("templates/*.html.jinja")
+    }
     page = templates["core/templates/page.html.jinja"]
     policy = re.search(r'Content-Security-Policy" content="{% block policy %}(.+?){% endblock %}"', page)[1]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

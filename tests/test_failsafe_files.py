@@ -24,11 +24,15 @@ from sads_jax.registry.registries import MLflowRegistry, RegistryEntry
 PACKAGE = Path(files.__file__).parents[1]
 
 def toy_bundle(folder, threshold=.5):
-    write_bundle(folder, weights={'detector/w': np.zeros(3, np.float32)}, programs={(192, 192): b'not run here'}, labels=['crack'], threshold=threshold,
-        rules_version=rules_version(Params().decision), params=Params(), data={'kind': 'synthetic'}, code={})
+    write_bundle(folder, weights={'detector/w': np.zeros(3, np.float32)}, programs={(192, 192): b'not run here'},
+        labels=['crack'], threshold=threshold, rules_version=rules_version(Params().decision), params=Params(),
+        data={'kind': 'synthetic'}, code={})
     return folder
 
-def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob('*'))}
+def tree(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob('*'))
+    }
 
 # ---------------------------------------------------------------- every place that removes or replaces is known
 
@@ -60,7 +64,14 @@ def removals():
                 if isinstance(child, ast.Call):
                     said = ast.unparse(child.func)
                     name = said.rpartition('.')[2]
-                    if name in REMOVES or said == 'os.replace' or name == 'replace' and len(child.args) == 1 and not child.keywords: yield module, inside, said
+                    if (
+                        name in REMOVES
+                        or said == 'os.replace'
+                        or name == 'replace'
+                        and len(child.args) == 1
+                        and not child.keywords
+                    ):
+                        yield module, inside, said
                 todo.append((child, inside))
 
 def test_every_removal_in_the_package_has_been_considered():
@@ -74,7 +85,8 @@ def judged():
 
 def fit_in(folder):
     from sads_jax.training.loop import Schedule, fit
-    plan = Schedule(steps=2, batch_size=1, learning_rate=.1, weight_decay=0., warmup=1, clip=1., ema=0., eval_every=1, patience=0)
+    plan = Schedule(steps=2, batch_size=1, learning_rate=0.1, weight_decay=0.0, warmup=1, clip=1.0, ema=0.0,
+        eval_every=1, patience=0)
     square, batch = lambda p, b, k: p['w']**2, {'x': np.zeros(1, np.float32)}
     fit({'w': np.zeros(())}, square, lambda step: batch, schedule=plan, seed=0, checkpoints=folder)
 
@@ -97,18 +109,20 @@ def report_in(folder):
     from sads_jax.evaluation.report import write_report
     write_report(judged(), folder)
 
-WRITERS = {
-    'remove': files.remove, 'mark': files.mark, 'whole_folder': lambda f: files.whole_folder(f).__enter__(),
+WRITERS = {'remove': files.remove, 'mark': files.mark, 'whole_folder': lambda f: files.whole_folder(f).__enter__(),
     'ingest': lambda f: ingest(ConnectorFactory(SyntheticSpec(n_parts=1, size=64)), f), 'write_bundle': toy_bundle,
-    'save_model': lambda f: save_model(f, 'segmenter', {}, {}, []), 'fit': fit_in, 'reports': reports_in, 'plots': plots_in, 'explorer': explorer_in, 'report': report_in}
+    'save_model': lambda f: save_model(f, 'segmenter', {}, {}, []), 'fit': fit_in, 'reports': reports_in,
+    'plots': plots_in, 'explorer': explorer_in, 'report': report_in}
 
 @pytest.mark.parametrize('name', WRITERS)
 def test_a_foreign_folder_is_refused_by_name_and_left_as_it_is(tmp_path, name):
     foreign = tmp_path/'foreign'
     (foreign/'images').mkdir(parents=True)
-    for f in ('images/my.png', 'ingest.json', 'manifest.json', 'metrics.json', 'model.json', '3'): (foreign/f).write_text('months of work')
+    for f in ('images/my.png', 'ingest.json', 'manifest.json', 'metrics.json', 'model.json', '3'):
+        (foreign / f).write_text('months of work')
     before = tree(tmp_path)
-    with pytest.raises(SADSError, match='(foreign|plots): holds files that sads_jax did not write.*Move them away'): WRITERS[name](foreign)
+    with pytest.raises(SADSError, match='(foreign|plots): holds files that sads_jax did not write.*Move them away'):
+        WRITERS[name](foreign)
     after = tree(tmp_path)
     assert {k: v for k, v in after.items() if k.startswith('foreign')} == before
 
@@ -135,7 +149,8 @@ def test_what_a_link_leads_to_is_not_removed_with_it(tmp_path):
 
 # ---------------------------------------------------------------- --workdir on somebody's project
 
-THEIRS = ('data/split/folds.csv', 'data/dataset/images/1.png', 'models/detector/yolo.pt', 'bundle/main.js', 'reports/plots/year.csv', 'reports/thesis.tex', 'params.yaml')
+THEIRS = ('data/split/folds.csv', 'data/dataset/images/1.png', 'models/detector/yolo.pt', 'bundle/main.js',
+    'reports/plots/year.csv', 'reports/thesis.tex', 'params.yaml')
 
 @pytest.mark.parametrize('theirs', THEIRS)
 @pytest.mark.parametrize('command', [('run', '--until', 'split'), ('stage', 'split')], ids=' '.join)
@@ -148,7 +163,13 @@ def test_a_workdir_that_holds_somebodys_work_is_refused_before_any_work(tmp_path
     before = tree(tmp_path/'x')
     with pytest.raises(SystemExit) as e: cli.main([*command, '--params', 'mine.yaml', '--workdir', 'x'])
     said = capsys.readouterr().err
-    named = 'params.yaml' if theirs == 'params.yaml' else 'reports' if theirs.startswith('reports') else '/'.join(theirs.split('/')[:2 if theirs[0] in 'dm' else 1])
+    named = (
+        'params.yaml'
+        if theirs == 'params.yaml'
+        else 'reports'
+        if theirs.startswith('reports')
+        else '/'.join(theirs.split('/')[: 2 if theirs[0] in 'dm' else 1])
+    )
     assert e.value.code == 1 and f'x/{named}: ' in said, said
     assert tree(tmp_path/'x') == before
 
@@ -164,7 +185,8 @@ def test_params_yaml_is_overwritten_only_as_we_wrote_it(tmp_path):
 def test_out_never_costs_a_photograph(tmp_path):
     photo = tmp_path/'part.png'
     photo.write_bytes(b'\x89PNG\r\n')
-    with pytest.raises(SADSError, match='part.png: is a file that this command did not write'): own_file(photo, r'\{"(error|file)"')
+    with pytest.raises(SADSError, match='part.png: is a file that this command did not write'):
+        own_file(photo, r'\{"(error|file)"')
     with pytest.raises(SADSError, match='is a folder'): files.write_whole(tmp_path, 'x')
 
 # ---------------------------------------------------------------- killed at each operation on files in turn
@@ -218,15 +240,19 @@ for what, write in (('whole_folder', folder), ('whole_files', several), ('write_
         if code == 0: break
         killed += 1
     print(what, killed, bare)
-'''
+'''  # noqa: E501
 
 def test_killed_at_any_operation_the_old_or_the_new_is_there(tmp_path):
     (tmp_path/'home').mkdir()
     done = subprocess.run([sys.executable, '-c', DIES, tmp_path/'home'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = {k: (int(n), int(bare)) for k, n, bare in map(str.split, done.stdout.splitlines())}
-    assert said.keys() == {'whole_folder', 'whole_files', 'write_whole', 'remove'} and all(n >= 4 for n, _ in said.values())
-    assert said['write_whole'][1] == 0 and all(bare <= 2 for _, bare in said.values())  # a file is never gone; a folder only between two moves
+    assert said.keys() == {'whole_folder', 'whole_files', 'write_whole', 'remove'} and all(
+        n >= 4 for n, _ in said.values()
+    )
+    assert said['write_whole'][1] == 0 and all(
+        bare <= 2 for _, bare in said.values()
+    )  # a file is never gone; a folder only between two moves
 
 def test_a_bundle_half_made_is_never_met(tmp_path, monkeypatch):
     bundle = toy_bundle(tmp_path/'bundle')
@@ -253,13 +279,19 @@ def test_only_a_bundle_version_becomes_a_path(tmp_path, monkeypatch):
 
 def test_a_bundle_taken_in_twice_is_the_oldest(tmp_path, monkeypatch):
     r, v = MLflowRegistry(f'sqlite:///{tmp_path}/registry.db', tmp_path/'registry'), '0123456789abcdef'
-    monkeypatch.setattr(r, 'list', lambda: [RegistryEntry('sads', 2, v), RegistryEntry('sads', 3, v), RegistryEntry('sads', 4, '0123ffffffffffff')])
+    monkeypatch.setattr(
+        r,
+        'list',
+        lambda: [RegistryEntry('sads', 2, v), RegistryEntry('sads', 3, v),
+            RegistryEntry('sads', 4, '0123ffffffffffff')],
+    )
     assert r.entry(v).version == 2 and r.entry('3').version == 3
     with pytest.raises(RegistryError, match='could be any of 3'): r.entry('0123')
 
 def test_a_server_that_sends_another_bundle_is_refused(tmp_path, monkeypatch):
     r, version = MLflowRegistry('http://localhost:1', tmp_path/'registry'), verify_bundle(toy_bundle(tmp_path/'a'))
-    def call(method, *args, **kw): return SimpleNamespace(run_id='1') if method == 'get_model_version' else toy_bundle(Path(args[2])/'bundle')
+    def call(method, *args, **kw):
+        return SimpleNamespace(run_id='1') if method == 'get_model_version' else toy_bundle(Path(args[2]) / 'bundle')
     monkeypatch.setattr(r, '_call', call)
     monkeypatch.setattr(r, 'entry', lambda ref: RegistryEntry('sads', 1, 'f'*16))
     with pytest.raises(RegistryError, match=f'sent bundle {version}, but version 1 is f'): r.get()
@@ -279,7 +311,11 @@ print(e.version, len(r.list()), *e.aliases)
 
 def test_two_registrations_at_once_on_a_fresh_database_are_one_version(tmp_path):
     bundle = toy_bundle(tmp_path/'bundle')
-    both = [subprocess.Popen([sys.executable, '-c', REGISTERS, tmp_path/'new', bundle], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, '-c', REGISTERS, tmp_path / 'new', bundle], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for p in both:
         out, err = p.communicate()
         assert p.returncode == 0 and out.split() == ['1', '1', 'champion'], err

@@ -13,7 +13,8 @@ from sads_jax.ops.crops import crop_and_resize
 from sads_jax.training.samples import make_samples
 from sads_jax.training.trainers import make_task, train_task
 
-TRAINER = {'kind': 'finetune', 'views': 1, 'steps': 8, 'warmup': 2, 'batch_size': 4, 'eval_every': 4, 'unfreeze_steps': 8, 'unfreeze_from': 9}
+TRAINER = {'kind': 'finetune', 'views': 1, 'steps': 8, 'warmup': 2, 'batch_size': 4, 'eval_every': 4,
+    'unfreeze_steps': 8, 'unfreeze_from': 9}
 
 
 class Killed(BaseException): pass
@@ -28,9 +29,14 @@ def photographs(tmp_path_factory):
 
 
 def trained(photographs, out, task='detector', start_from=None, checkpoints=None, progress=lambda *a: None, **changes):
-    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'detector': {'width': 8, 'trainer': TRAINER | changes},
-        'classifier': {'crop': 32, 'trainer': TRAINER | changes}, 'segmenter': {'crop': 32, 'width': 8, 'trainer': TRAINER | changes}})
-    rows = train_task(task, *photographs, params, out, start_from=start_from, checkpoints=checkpoints, progress=progress)
+    params = Params.model_validate(
+        {'image': {'buckets': [[64, 64]]}, 'detector': {'width': 8, 'trainer': TRAINER | changes},
+            'classifier': {'crop': 32, 'trainer': TRAINER | changes},
+            'segmenter': {'crop': 32, 'width': 8, 'trainer': TRAINER | changes}}
+    )
+    rows = train_task(
+        task, *photographs, params, out, start_from=start_from, checkpoints=checkpoints, progress=progress
+    )
     return load_model(out)[1], rows
 
 
@@ -50,7 +56,11 @@ def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photo
     assert rows == more[:2]  # the heads' part is the same
     changed = {k for k in weights if not np.array_equal(weights[k], heads[k])}
     backbone = {k for k in changed if k.startswith('backbone/')}
-    assert backbone == {k for k in weights if k.startswith('backbone/blocks/') and int(k.split('/')[2]) >= 9 and not k.endswith('/depthwise')}
+    assert backbone == {
+        k
+        for k in weights
+        if k.startswith('backbone/blocks/') and int(k.split('/')[2]) >= 9 and not k.endswith('/depthwise')
+    }
     assert {k for k in weights if k.startswith('head/') and 'standardise' not in k} == changed - backbone
 
 
@@ -95,7 +105,9 @@ def test_models_of_crops_start_with_anothers_backbone(photographs, whole, folder
 @pytest.mark.slow
 def test_a_thinned_backbone_is_smaller_learns_and_is_handed_on(photographs, tmp_path):
     told = []
-    weights, rows = trained(photographs, tmp_path/'a', keep=.4, progress=lambda what, done, total, row: told.append((what, done, total)))
+    weights, rows = trained(
+        photographs, tmp_path / 'a', keep=0.4, progress=lambda what, done, total, row: told.append((what, done, total))
+    )
     assert ('detector thinning', 32, 32) in told and all(np.isfinite(r['loss']) for r in rows)
     apply, _, facts = load_model(tmp_path/'a')
     whole, slim = np.array(hidden_channels(lite0_weights())), np.array(facts['build']['hidden'])
@@ -106,16 +118,23 @@ def test_a_thinned_backbone_is_smaller_learns_and_is_handed_on(photographs, tmp_
     cost = (side*stride)**2*c_in + side**2*(k**2 + c_out)
     assert .36 < (slim*cost).sum()/(whole*cost).sum() < .44
     assert apply(weights, np.zeros((1, 64, 64, 3), np.float32)).shape == (1, 16, 16)
-    names, _ = trained(photographs, tmp_path/'b', 'classifier', start_from=tmp_path/'a', unfreeze_steps=0)  # whose own `keep` is 1
+    names, _ = trained(
+        photographs, tmp_path / 'b', 'classifier', start_from=tmp_path / 'a', unfreeze_steps=0
+    )  # whose own `keep` is 1
     assert load_model(tmp_path/'b')[2]['build']['hidden'] == facts['build']['hidden']
     for k, v in weights.items():
         if k.startswith('backbone/'): np.testing.assert_array_equal(names[k], v)
 
 
 def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, folder, whole, tmp_path):
-    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 2, 'shrinkage': .3}}})
+    params = Params.model_validate(
+        {'image': {'buckets': [[64, 64]]},
+            'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 2, 'shrinkage': 0.3}}}
+    )
     told = []
-    rows = train_task('classifier', *photographs, params, tmp_path, start_from=folder, progress=lambda *a: told.append(a[:3]))
+    rows = train_task(
+        'classifier', *photographs, params, tmp_path, start_from=folder, progress=lambda *a: told.append(a[:3])
+    )
     assert [sorted(r) for r in rows] == [['loss', 'score', 'step']] and ('classifier', 1, 1) in told
     apply, weights, facts = load_model(tmp_path)
     assert facts['build']['width'] == 0 and not any('hidden' in k for k in weights)
@@ -127,13 +146,15 @@ def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, f
     right = []
     for item, box, label in zip(samples.item, samples.box, samples.label):
         e = samples.dataset[int(item)]
-        crop = crop_and_resize(e.canvas[None].astype(np.float32)/255, square_context(box[None], facts['context'], facts['least']), np.zeros(1, np.int32), facts['crop'])
+        crop = crop_and_resize(e.canvas[None].astype(np.float32) / 255,
+            square_context(box[None], facts['context'], facts['least']), np.zeros(1, np.int32), facts['crop'])
         right.append(int(apply(weights, crop, box_geometry(box[None], 64, 64))[0].argmax()) == label)
     assert len(set(samples.label.tolist())) > 2 and np.mean(right) > .95
 
 
 def test_only_names_have_a_discriminant():
-    with pytest.raises(ValueError, match='detector.trainer'): Params.model_validate({'detector': {'trainer': {'kind': 'discriminant'}}})
+    with pytest.raises(ValueError, match='detector.trainer'):
+        Params.model_validate({'detector': {'trainer': {'kind': 'discriminant'}}})
 
 
 def test_a_class_without_example_is_never_named(photographs, tmp_path):
@@ -141,7 +162,9 @@ def test_a_class_without_example_is_never_named(photographs, tmp_path):
     crops = np.random.default_rng(0).random((64, 32, 32, 3), np.float32)  # nothing like any class
     gone = next(c for r in data.images if r.id in split['train'] for c in r.classes)
     few = {'train': [i for i in split['train'] if gone not in data.by_id[i].classes], 'val': []}
-    params = Params.model_validate({'image': {'buckets': [[64, 64]]}, 'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 1}}})
+    params = Params.model_validate(
+        {'image': {'buckets': [[64, 64]]}, 'classifier': {'crop': 32, 'trainer': {'kind': 'discriminant', 'views': 1}}}
+    )
     train_task('classifier', data, few, params, tmp_path)
     apply, weights, _ = load_model(tmp_path)
     logits = np.asarray(apply(weights, crops, np.zeros((64, 4), np.float32)))

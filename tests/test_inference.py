@@ -43,7 +43,9 @@ def programs(params): return {b: export_program(F.random_cascade(), params, b, p
 @pytest.fixture(scope='module')
 def loaded(programs, params):
     "A predictor of exported programs"
-    return CVPredictor({b: load_program(d, Findings) for b, d in programs.items()}, params, F.BUCKETS, batch_sizes=(1, 3, 8))
+    return CVPredictor(
+        {b: load_program(d, Findings) for b, d in programs.items()}, params, F.BUCKETS, batch_sizes=(1, 3, 8)
+    )
 
 @pytest.fixture(scope='module')
 def fresh(params):
@@ -127,12 +129,16 @@ def test_bytes_depend_on_nothing_but_the_function(tmp_path):
     moved = '\n\n\n"moved down"\n' + (ROOT/'tests'/'fake_cascade.py').read_text()
     (copy/'tests'/'fake_cascade.py').write_text(moved)
     here = python(EXPORT.format(pad=''))
-    there = python(EXPORT.format(pad='\n'*7), 'warm', cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(copy), str(copy/'tests')]), PYTHONHASHSEED='7')
+    there = python(EXPORT.format(pad='\n' * 7), 'warm', cwd=tmp_path,
+        PYTHONPATH=os.pathsep.join([str(copy), str(copy / 'tests')]), PYTHONHASHSEED='7')
     assert here == there
     assert here.split()[1:] == ['False', 'False']
 
 def test_export_again_in_the_same_process(programs, params):
-    assert export_program(F.random_cascade(), dict(reversed(params.items())), F.BUCKETS[0], platforms=('cpu',)) == programs[F.BUCKETS[0]]
+    assert (
+        export_program(F.random_cascade(), dict(reversed(params.items())), F.BUCKETS[0], platforms=('cpu',))
+        == programs[F.BUCKETS[0]]
+    )
 
 def test_loaded_program_gives_the_bits_of_the_jitted_function(fresh, loaded, photos):
     a, b = fresh.predict(photos[:24]), loaded.predict(photos[:24])
@@ -141,7 +147,8 @@ def test_loaded_program_gives_the_bits_of_the_jitted_function(fresh, loaded, pho
 
 def test_an_exported_program_refuses_what_it_cannot_run(programs):
     with pytest.raises(BundleError, match='not an exported program'): load_program(programs[F.BUCKETS[0]][:100])
-    with pytest.raises(BundleError, match='weights lack'): load_program(programs[F.BUCKETS[0]])({}, np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(BundleError, match='weights lack'):
+        load_program(programs[F.BUCKETS[0]])({}, np.zeros((1, 64, 64, 3), np.uint8))
     tpu = export_program(F.dark_cascade(), {}, (64, 64), platforms=('tpu',))
     with pytest.raises(BundleError, match='exported for tpu, but this machine has'): load_program(tpu)
 
@@ -178,17 +185,22 @@ def test_compilations_over_200_sizes(photos):
     "At most buckets x batch sizes, by JAX's own count"
     assert len({x.shape for x in photos}) >= 190
     mean = lambda params, images: images.astype(jnp.float32).mean((1, 2, 3))
-    p = CVPredictor({b: load_program(export_program(mean, {}, b)) for b in F.BUCKETS}, {}, F.BUCKETS, batch_sizes=(1, 8))
+    p = CVPredictor(
+        {b: load_program(export_program(mean, {}, b)) for b in F.BUCKETS}, {}, F.BUCKETS, batch_sizes=(1, 8)
+    )
     p.predict(photos[:1])
     before, events = p.compiles, []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name) if name.endswith('backend_compile_duration') else None)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name) if name.endswith('backend_compile_duration') else None
+    )
     for i in range(0, 200, 7): p.predict(photos[i:i+7])
     p.predict(photos)
     assert p.compiles <= len(F.BUCKETS)*2
     assert len(events) == p.compiles - before
 
 def test_a_predictor_needs_sensible_arguments():
-    with pytest.raises(SADSError, match='batch sizes must be positive'): CVPredictor(lambda p, x: x, {}, F.BUCKETS, batch_sizes=())
+    with pytest.raises(SADSError, match='batch sizes must be positive'):
+        CVPredictor(lambda p, x: x, {}, F.BUCKETS, batch_sizes=())
     with pytest.raises(SADSError, match='cannot be made'): use_compilation_cache('/dev/null/x')
 
 CACHED = '''
@@ -201,7 +213,7 @@ jax.jit(lambda x: x + 1)(1)
 p = P.CVPredictor(lambda params, images: images.astype("float32").mean((1, 2, 3)) + params["a"], {"a": np.float32(1)}, [(64, 64)], (1,), cache_dir=sys.argv[1])
 p.predict([np.zeros((50, 60, 3), np.uint8)])
 print(sum(n.endswith("compilation_cache/cache_hits") for n in seen))
-'''
+'''  # noqa: E501
 
 def test_the_compilation_cache_is_used_where_asked_for(tmp_path):
     hits = lambda: int(python(CACHED, str(tmp_path/'cache'), JAX_COMPILATION_CACHE_DIR=None))
@@ -221,7 +233,7 @@ program = load_program(open(sys.argv[1], "rb").read(), Findings)
 p = CVPredictor({(64, 64): program}, load_weights(sys.argv[2]), [(64, 64)], (1,))
 (found, _), = p.predict([np.zeros((50, 60, 3), np.uint8)])
 print(*sorted({m.partition(".")[0] for m in sys.modules} & {"flax", "optax", "orbax", "sklearn", "matplotlib", "dvc", "fake_cascade", "cv2", "pandas"}))
-'''
+'''  # noqa: E501
 
 def test_serving_needs_no_training_library_and_no_model_code(programs, params, tmp_path):
     (tmp_path/'p').write_bytes(programs[F.BUCKETS[0]])
@@ -233,7 +245,9 @@ def test_serving_needs_no_training_library_and_no_model_code(programs, params, t
 
 def test_bits_do_not_depend_on_threads(loaded, programs, params, photos):
     "Side by side or one after the other"
-    three = CVPredictor({b: load_program(d, Findings) for b, d in programs.items()}, params, F.BUCKETS, batch_sizes=(1, 8), threads=3)
+    three = CVPredictor(
+        {b: load_program(d, Findings) for b, d in programs.items()}, params, F.BUCKETS, batch_sizes=(1, 8), threads=3
+    )
     assert three.threads == 3
     same_bits(three.predict(photos[:20]), [loaded.predict([x])[0] for x in photos[:20]])
 

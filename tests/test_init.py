@@ -1,4 +1,5 @@
-"A project from anyone's photographs: what is recognised, what is chosen, what is written, and what is never overwritten"
+"""A project from anyone's photographs: what is recognised, what is chosen, what is written, and what is never
+overwritten"""
 import json
 import os
 import pwd
@@ -52,9 +53,14 @@ def run(*args):
 def coco(root):
     for i in range(4): photo(root/'images'/f'{i}.png')
     images = [{'id': i, 'file_name': f'{i}.png', 'width': 80, 'height': 60} for i in range(4)]
-    marks = [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [5, 6, 20, 10], 'area': 200, 'segmentation': [[5, 6, 25, 6, 25, 16, 5, 16]]}]
+    marks = [
+        {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [5, 6, 20, 10], 'area': 200,
+            'segmentation': [[5, 6, 25, 6, 25, 16, 5, 16]]}
+    ]
     (root/'annotations').mkdir()
-    (root/'annotations'/'instances.json').write_text(json.dumps({'images': images, 'annotations': marks, 'categories': [{'id': 1, 'name': 'pit'}]}))
+    (root / 'annotations' / 'instances.json').write_text(
+        json.dumps({'images': images, 'annotations': marks, 'categories': [{'id': 1, 'name': 'pit'}]})
+    )
     return root
 
 # -- what is recognised
@@ -65,16 +71,24 @@ def test_layouts_are_told_apart(tmp_path):
     found = {'mvtec': mvtec(tmp_path/'mvtec', crack=hairline(60, 80)), 'coco': coco(tmp_path/'coco'), 'bare': bare}
     kinds = {k: recognise(root) for k, root in found.items()}
     assert {k: v[0].kind for k, v in kinds.items()} == {'mvtec': 'folder', 'coco': 'coco', 'bare': 'folder'}
-    assert kinds['coco'][0].fields == {'root': tmp_path/'coco'/'images', 'annotations': Path('../annotations/instances.json')}
+    assert kinds['coco'][0].fields == {'root': tmp_path / 'coco' / 'images',
+        'annotations': Path('../annotations/instances.json')}
     for k, v in kinds.items():  # what is said can be read
         spec = parse_params({'data': {'kind': v[0].kind} | v[0].fields}).data
-        assert len(ingest(ConnectorFactory(spec, seed=0), tmp_path/'out'/k).images) == len(ConnectorFactory(spec, seed=0))
+        assert len(ingest(ConnectorFactory(spec, seed=0), tmp_path / 'out' / k).images) == len(
+            ConnectorFactory(spec, seed=0)
+        )
 
-@pytest.mark.parametrize('make, says', [
-    (lambda d: None, 'no photographs: it holds nothing'),
-    (lambda d: (d/'notes.txt').write_text('x'), 'no photographs: it holds 1 x .txt'),
-    (lambda d: photo(d/'a.png'), 'nothing says which parts are good'),
-    (lambda d: [photo(d/n/'train'/'good'/'0.png') for n in ('bottle', 'cable')], '2 data sets side by side: bottle, cable')])
+@pytest.mark.parametrize(
+    'make, says',
+    [
+        (lambda d: None, 'no photographs: it holds nothing'),
+        (lambda d: (d / 'notes.txt').write_text('x'), 'no photographs: it holds 1 x .txt'),
+        (lambda d: photo(d / 'a.png'), 'nothing says which parts are good'),
+        (lambda d: [photo(d / n / 'train' / 'good' / '0.png') for n in ('bottle', 'cable')],
+            '2 data sets side by side: bottle, cable'),
+    ],
+)
 def test_what_cannot_be_told_is_said(tmp_path, make, says):
     make(tmp_path)
     with pytest.raises(DataError, match=says): recognise(tmp_path)
@@ -131,7 +145,10 @@ def test_a_project_says_why_and_overwrites_nothing(tmp_path):
         assert [p.name for p in other.iterdir()] == [name] and (other/name).read_text() == 'mine'
     assert 'never overwritten' in run('init', mine, '--photos', root, '--yes', '--no-scm')[1]
     assert {p: p.read_bytes() for p in mine.rglob('*') if p.is_file()} == before
-    assert 'is not laid out as voc' in run('init', tmp_path/'voc', '--photos', root, '--kind', 'voc', '--yes')[1] and not (tmp_path/'voc').exists()
+    assert (
+        'is not laid out as voc' in run('init', tmp_path / 'voc', '--photos', root, '--kind', 'voc', '--yes')[1]
+        and not (tmp_path / 'voc').exists()
+    )
 
 def test_the_graph_holds_every_stage_once_and_every_parameter_it_needs(tmp_path):
     root = mvtec(tmp_path/'photos', crack=hairline(60, 80))
@@ -139,7 +156,12 @@ def test_the_graph_holds_every_stage_once_and_every_parameter_it_needs(tmp_path)
     stages, tree = (yaml.safe_load((tmp_path/'mine'/f).read_text()) for f in ('dvc.yaml', 'params.yaml'))
     stages = stages['stages']
     assert list(stages) == list(stage_graph()) and stages['ingest']['deps'][0] == '../photos'
-    outs = {o if isinstance(o, str) else next(iter(o)) for s in stages.values() for k in ('outs', 'metrics') for o in s.get(k, [])}
+    outs = {
+        o if isinstance(o, str) else next(iter(o))
+        for s in stages.values()
+        for k in ('outs', 'metrics')
+        for o in s.get(k, [])
+    }
     for name, s in stages.items():
         for key in s.get('params', []):
             node = tree
@@ -151,7 +173,10 @@ def test_a_clone_and_a_project_have_one_graph():
 
 def test_a_change_of_the_server_is_no_change_of_training(tmp_path):
     graph = stage_graph('x')
-    assert 'code/serving.txt' not in graph['train-detector']['deps'] and 'code/models.txt' in graph['train-detector']['deps']
+    assert (
+        'code/serving.txt' not in graph['train-detector']['deps']
+        and 'code/models.txt' in graph['train-detector']['deps']
+    )
     write_code(tmp_path)
     assert {f'code/{p.name}' for p in tmp_path.iterdir()} == {next(iter(o)) for o in graph['code']['outs']}
 

@@ -20,7 +20,8 @@ def test_reports_do_not_depend_on_boxes_that_cannot_count(tmp_path, monkeypatch,
     plain = lambda r: r.model_dump(exclude={'timings_ms'})
     a, b = every.run_inference(photos), thrifty.run_inference(photos)
     assert [plain(x) for x in a] == [plain(x) for x in b] and len({x.verdict for x in a}) > 1
-    seen = [np.asarray(f.findings.masks).any() for f in every.inspect(photos)], [np.asarray(f.findings.masks).any() for f in thrifty.inspect(photos)]
+    seen = ([np.asarray(f.findings.masks).any() for f in every.inspect(photos)],
+        [np.asarray(f.findings.masks).any() for f in thrifty.inspect(photos)])
     assert all(not t or e for e, t in zip(*seen)) and sum(seen[0]) > sum(seen[1]) > 0  # it did save work
 
 def test_a_bundle_without_floors_is_served_as_before(tmp_path):
@@ -69,10 +70,24 @@ def test_ten_thousand_answers_print_no_ten_thousand_lines(tmp_path, monkeypatch)
     dark.bundle(tmp_path/'bundle')
     (tmp_path/'day').mkdir()
     first = dark.photo(tmp_path/'day'/'000.png', dark=False)
-    for i in range(1, 24): (dark.photo(tmp_path/'day'/f'{i:03d}.png') if i == 7 else (tmp_path/'day'/f'{i:03d}.png').write_bytes(first.read_bytes()))
+    for i in range(1, 24):
+        (
+            dark.photo(tmp_path / 'day' / f'{i:03d}.png')
+            if i == 7
+            else (tmp_path / 'day' / f'{i:03d}.png').write_bytes(first.read_bytes())
+        )
     monkeypatch.setattr(predict, 'ROWS', 10)
     monkeypatch.chdir(tmp_path)  # a long path would be folded in the table
-    r = CliRunner().invoke(main.app, ['predict', 'day', '--bundle', str(tmp_path/'bundle'), '--workdir', str(tmp_path), '--out', str(tmp_path/'v.jsonl')])
+    r = CliRunner().invoke(
+        main.app,
+        ['predict', 'day', '--bundle', str(tmp_path / 'bundle'), '--workdir', str(tmp_path), '--out',
+            str(tmp_path / 'v.jsonl')],
+    )
     assert r.exit_code == 0, r.exception
-    assert '007.png' in r.output and '008.png' not in r.output and 'of 24 photographs, the first 1 that did not pass' in r.output and '24 judged: 23 PASS, 0 REVIEW, 1 FAIL' in r.output
+    assert (
+        '007.png' in r.output
+        and '008.png' not in r.output
+        and 'of 24 photographs, the first 1 that did not pass' in r.output
+        and '24 judged: 23 PASS, 0 REVIEW, 1 FAIL' in r.output
+    )
     assert len((tmp_path/'v.jsonl').read_text().splitlines()) == 24

@@ -32,16 +32,25 @@ def _windows(x, k, s):
 def _numpy_lite0(t, image):
     "The published network, layer by layer, in float64: conv, batch norm, ReLU6"
     def norm(x, name):
-        return (x - t[f"{name}.running_mean"]) / np.sqrt(t[f"{name}.running_var"] + 1e-3) * t[f"{name}.weight"] + t[f"{name}.bias"]
+        return (x - t[f"{name}.running_mean"]) / np.sqrt(t[f"{name}.running_var"] + 1e-3) * t[f"{name}.weight"] + t[
+            f"{name}.bias"
+        ]
 
     x = (image.astype(np.float64) * 255 - 127) / 128
-    x = np.clip(norm(np.einsum("hwijc,ocij->hwo", _windows(x, 3, 2), t["_conv_stem.weight"], optimize=True), "_bn0"), 0, 6)
+    x = np.clip(
+        norm(np.einsum("hwijc,ocij->hwo", _windows(x, 3, 2), t["_conv_stem.weight"], optimize=True), "_bn0"), 0, 6
+    )
     out = []
     for i, (expand, k, s, c) in enumerate(LITE0_BLOCKS):
         b, y = f"_blocks.{i}.", x
         if expand > 1:
             y = np.clip(norm(y @ t[b + "_expand_conv.weight"][:, :, 0, 0].T, b + "_bn0"), 0, 6)
-        y = np.clip(norm(np.einsum("hwijc,cij->hwc", _windows(y, k, s), t[b + "_depthwise_conv.weight"][:, 0], optimize=True), b + "_bn1"), 0, 6)
+        y = np.clip(
+            norm(np.einsum("hwijc,cij->hwc", _windows(y, k, s), t[b + "_depthwise_conv.weight"][:, 0], optimize=True),
+                b + "_bn1"),
+            0,
+            6,
+        )
         y = norm(y @ t[b + "_project_conv.weight"][:, :, 0, 0].T, b + "_bn2")
         x = x + y if s == 1 and x.shape[-1] == c else y
         if i in (2, 4, 10, 15):
@@ -62,7 +71,9 @@ def test_lite0_is_the_published_network():
 def test_depthwise_at_odd_sizes(k, stride):
     rng = np.random.default_rng(k)
     x, w = rng.normal(size=(1, 13, 10, 4)).astype(np.float32), rng.normal(size=(k, k, 4)).astype(np.float32)
-    want = jax.lax.conv_general_dilated(x, w[:, :, None], (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4)
+    want = jax.lax.conv_general_dilated(
+        x, w[:, :, None], (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+    )
     np.testing.assert_allclose(depthwise(x, w, stride), want, atol=1e-4)
 
 
@@ -102,7 +113,9 @@ def test_relative_features_ignore_a_constant_offset_of_the_whole_part():
     "The half of the input that is relative to the part's own mean doesn't move when all of a feature does"
     head = Detector("plain", 8, 16, rngs=nnx.Rngs(0)).head
     rng = np.random.default_rng(0)
-    f = [jnp.asarray(rng.normal(size=(1, 16 // 2**i, 16 // 2**i, c)), jnp.float32) for i, c in enumerate((8, 16, 32, 32))]
+    f = [
+        jnp.asarray(rng.normal(size=(1, 16 // 2**i, 16 // 2**i, c)), jnp.float32) for i, c in enumerate((8, 16, 32, 32))
+    ]
     for lateral in head.pyramid.lateral:  # silence the absolute half
         kernel = lateral.kernel[...]
         lateral.kernel[...] = kernel.at[:, :, : kernel.shape[2] // 2].set(0)

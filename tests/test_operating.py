@@ -13,7 +13,9 @@ from sads_jax.core.params import CostThreshold, GuaranteeThreshold
 from sads_jax.evaluation import operating, probability
 
 few = settings(max_examples=60, deadline=None)
-photos = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 20).map(lambda i: i/20)), min_size=4, max_size=60)
+photos = st.lists(
+    st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 20).map(lambda i: i / 20)), min_size=4, max_size=60
+)
 
 def part_scores(rows, views):
     "The definition, spelled out"
@@ -21,7 +23,8 @@ def part_scores(rows, views):
     for p in {r[0] for r in rows}:
         mine = [(d, s) for q, d, s in rows if q == p]
         bad = [s for d, s in mine if d]
-        out[p] = (bool(bad), (min(bad) if views == 'each' else max(s for _, s in mine)) if bad else max(s for _, s in mine))
+        out[p] = (bool(bad),
+            (min(bad) if views == 'each' else max(s for _, s in mine)) if bad else max(s for _, s in mine))
     return out
 
 @few
@@ -37,13 +40,17 @@ def test_promise_by_its_definition(rows, alpha, views):
     t, why = operating.choose_threshold(spec, *args)
     below = lambda u: sum(s < u for s in bad)
     assert (below(t) + 1)/(n + 1) <= alpha + 1e-9 or below(t) == n
-    for u in [r[2] + e for r in rows for e in (0, 1e-6)]:  # no higher threshold that makes a difference keeps the promise and stops fewer
-        if u > t and (below(u) + 1)/(n + 1) <= alpha + 1e-9: assert sum(s >= u for s in good) == sum(s >= t for s in good)
+    for u in [
+        r[2] + e for r in rows for e in (0, 1e-6)
+    ]:  # no higher threshold that makes a difference keeps the promise and stops fewer
+        if u > t and (below(u) + 1) / (n + 1) <= alpha + 1e-9:
+            assert sum(s >= u for s in good) == sum(s >= t for s in good)
     assert why['promises'][0]['escape']['count'] == below(t) == why['parts']['escape']['count']
     assert why['promises'][0]['overkill']['count'] == sum(s >= t for s in good)
 
 def test_realised_escape_has_the_mean_of_order_statistics():
-    "Of continuous scores the k+1 lowest of n is undercut with the mean probability (k+1)/(n+1); middle of the gap: k+1/2"
+    """Of continuous scores the k+1 lowest of n is undercut with the mean probability (k+1)/(n+1); middle of the gap:
+    k+1/2"""
     rng, got = np.random.default_rng(1), []
     for _ in range(1500):
         s = rng.uniform(size=39)  # scores are their own quantiles: P(new < t) = t
@@ -55,11 +62,18 @@ def test_each_severity_has_its_promise_and_the_lowest_threshold_keeps_all():
     rng = np.random.default_rng(2)
     s = np.concatenate([rng.uniform(.3, 1, 20), rng.uniform(.1, 1, 20), rng.uniform(0, .5, 30)])
     y, v = [True]*40 + [False]*30, ['critical']*20 + ['minor']*20 + ['']*30
-    t, why = operating.choose_threshold(GuaranteeThreshold(max_escape={'critical': .05, 'minor': .3}), s, y, list(range(70)), v)
+    t, why = operating.choose_threshold(
+        GuaranteeThreshold(max_escape={'critical': 0.05, 'minor': 0.3}), s, y, list(range(70)), v
+    )
     each = {p['severity']: p for p in why['promises']}
-    assert t == min(p['threshold'] for p in each.values()) and each['critical']['allowed'] == 0 and each['minor']['allowed'] == 5
+    assert (
+        t == min(p['threshold'] for p in each.values())
+        and each['critical']['allowed'] == 0
+        and each['minor']['allowed'] == 5
+    )
     assert (s[:20] < each['critical']['threshold']).sum() == 0 and (s[20:40] < each['minor']['threshold']).sum() == 5
-    with pytest.raises(DataError, match=r'0 labelled defective parts \(major\).*19 in all'): operating.choose_threshold(GuaranteeThreshold(max_escape={'major': .05}), s, y, list(range(70)), v)
+    with pytest.raises(DataError, match=r'0 labelled defective parts \(major\).*19 in all'):
+        operating.choose_threshold(GuaranteeThreshold(max_escape={'major': 0.05}), s, y, list(range(70)), v)
 
 def test_cost_by_trying_everything():
     rng = np.random.default_rng(3)
@@ -71,7 +85,7 @@ def test_cost_by_trying_everything():
     assert cost(t) == pytest.approx(min(cost(u) for u in np.linspace(-.01, 1.01, 400)))
 
 @few
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=50), st.sampled_from(['platt', 'isotonic']))
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=50), st.sampled_from(['platt', 'isotonic']))  # noqa: E501
 @example([(.25, False), (.375, True)], 'platt')  # so steep that it rounds to 1
 def test_probabilities_rise_and_stay_inside(rows, kind):
     s, y = zip(*rows)
@@ -98,18 +112,26 @@ def test_operate_refuses_what_it_cannot_do(tmp_path):
     from sads_jax.domains.surface.rules import rules_version
     from sads_jax.registry.bundle import seal_bundle, write_bundle
     run = lambda *a: CliRunner().invoke(app, ['operate', '--bundle', str(tmp_path/'b'), *a])
-    write_bundle(tmp_path/'b', weights={'detector/a': np.zeros(2, np.float32)}, programs={(192, 192): b'-'}, labels=['pit'], threshold=.5, rules_version=rules_version(Params().decision), params=Params(),
+    write_bundle(tmp_path / 'b', weights={'detector/a': np.zeros(2, np.float32)}, programs={(192, 192): b'-'},
+        labels=['pit'], threshold=0.5, rules_version=rules_version(Params().decision), params=Params(),
         data={'kind': 'folder', 'fingerprint': 'f', 'splits': {}}, code={})
     old = run('--max-escape', '.1')
     assert old.exit_code != 0 and 'calibration.csv: no such file' in str(old.exception)
-    operating.write_calibration(tmp_path/'b'/'calibration.csv', [operating.CalibrationRow(f'{i}', f'{i}', i < 12, (), i/30) for i in range(30)])
+    operating.write_calibration(tmp_path / 'b' / 'calibration.csv',
+        [operating.CalibrationRow(f'{i}', f'{i}', i < 12, (), i / 30) for i in range(30)])
     seal_bundle(tmp_path/'b')
-    for args, said in [(['--max-escape', '0.05'], '12 labelled defective parts (critical) certify an escape rate of 7.7% at best'), (['--max-escape', 'critical=often'], 'no rate'),
-                       (['--max-escape', 'fatal=.1'], 'fatal'), (['--max-escape', '1.5'], 'less than 1'), (['--write', str(tmp_path/'c')], 'no choice to write'),
-                       (['--max-escape', '.1', '--cost-escape', '3'], 'two wishes')]:
+    for args, said in [
+        (['--max-escape', '0.05'], '12 labelled defective parts (critical) certify an escape rate of 7.7% at best'),
+        (['--max-escape', 'critical=often'], 'no rate'), (['--max-escape', 'fatal=.1'], 'fatal'),
+        (['--max-escape', '1.5'], 'less than 1'), (['--write', str(tmp_path / 'c')], 'no choice to write'),
+        (['--max-escape', '.1', '--cost-escape', '3'], 'two wishes')
+    ]:
         got = run(*args)
         assert got.exit_code != 0 and said in str(got.exception) + got.output, (args, got.exception)
     done = run('--max-escape', '0.1', '--write', str(tmp_path/'c'))
     assert done.exit_code == 0, done.exception
     new = json.loads((tmp_path/'c'/'decision.json').read_text())
-    assert new['spec']['threshold'] == {'kind': 'guarantee', 'max_escape': {'critical': .1}, 'views': 'each'} and new['threshold'] == new['chosen']['promises'][0]['threshold']
+    assert (
+        new['spec']['threshold'] == {'kind': 'guarantee', 'max_escape': {'critical': 0.1}, 'views': 'each'}
+        and new['threshold'] == new['chosen']['promises'][0]['threshold']
+    )

@@ -59,7 +59,11 @@ def test_iou_of_shapely_and_pycocotools():
 def test_iou_bits_are_numpys(how):
     "No fused multiply-add: overlaps are the same floats with and without jit, or a threshold would flip"
     b = random_boxes(np.random.default_rng(2), (1500,))
-    f = {'plain':B.pairwise_iou, 'jit':jax.jit(B.pairwise_iou), 'vmap':lambda a, b: jax.jit(jax.vmap(B.pairwise_iou))(a[None], b[None])[0]}[how]
+    f = {
+        'plain': B.pairwise_iou,
+        'jit': jax.jit(B.pairwise_iou),
+        'vmap': lambda a, b: jax.jit(jax.vmap(B.pairwise_iou))(a[None], b[None])[0],
+    }[how]
     np.testing.assert_array_equal(f(b, b), iou_numpy(b, b))
 
 def test_iou_of_nothing():
@@ -76,7 +80,9 @@ def test_clip_and_square():
     b[...,2:] = b[...,:2] + np.abs(b[...,2:] - b[...,:2])
     square = np.asarray(B.square_context(b, 1.4))
     side = square[...,2:] - square[...,:2]
-    np.testing.assert_allclose(side, np.repeat(1.4*(b[...,2:] - b[...,:2]).max(-1)[...,None], 2, -1), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        side, np.repeat(1.4 * (b[..., 2:] - b[..., :2]).max(-1)[..., None], 2, -1), rtol=1e-4, atol=1e-3
+    )
     np.testing.assert_allclose(square[...,2:] + square[...,:2], b[...,2:] + b[...,:2], atol=1e-3)
 
 
@@ -96,21 +102,32 @@ def check(got, want, max_out):
     assert index[:len(want)].tolist() == want and not index[len(want):].any()
 
 @pytest.mark.parametrize('lattice', [True, False])
-@pytest.mark.parametrize('n,max_out,iou,classes', [(1, 1, .5, 0), (6, 10, .5, 0), (20, 20, 1/3, 3), (20, 5, 0., 0), (40, 40, .25, 0), (40, 12, .7, 2)])
+@pytest.mark.parametrize('n,max_out,iou,classes',
+    [(1, 1, 0.5, 0), (6, 10, 0.5, 0), (20, 20, 1 / 3, 3), (20, 5, 0.0, 0), (40, 40, 0.25, 0), (40, 12, 0.7, 2)])
 def test_nms_thousands(n, max_out, iou, classes, lattice):
-    "900 cases each, 10,800 in all: boxes on a lattice (equal boxes, overlaps just at the limit), tied scores, NaN, inf, degenerate, invalid"
+    """900 cases each, 10,800 in all: boxes on a lattice (equal boxes, overlaps just at the limit), tied scores, NaN,
+    inf, degenerate, invalid"""
     rng, count = np.random.default_rng(n + max_out + lattice), 900
     b = random_boxes(rng, (count, n), lattice=lattice)
     b = np.where(rng.random((count, n, 1)) < .15, b[:,:1], b)  # some equal to the first
     b[rng.random((count, n)) < .02, 2] = np.nan
-    s = rng.choice([.1, .2, .3, .5, .9, 0., -0., -1., np.nan, np.inf, -np.inf], (count, n)) if lattice else rng.random((count, n))
+    s = (
+        rng.choice([0.1, 0.2, 0.3, 0.5, 0.9, 0.0, -0.0, -1.0, np.nan, np.inf, -np.inf], (count, n))
+        if lattice
+        else rng.random((count, n))
+    )
     s, v = s.astype(F), rng.random((count, n)) < .9
     labels = rng.integers(0, classes, (count, n)) if classes else None
     index, keep = map(np.asarray, batched_nms(b, s, v, iou=iou, labels=labels, max_out=max_out))
-    for i in range(count): check((index[i], keep[i]), greedy(b[i], s[i], v[i], iou, None if labels is None else labels[i], max_out), max_out)
+    for i in range(count):
+        check(
+            (index[i], keep[i]), greedy(b[i], s[i], v[i], iou, None if labels is None else labels[i], max_out), max_out
+        )
 
 _coordinate = st.integers(0, 5).map(float) | st.floats(0, 5, width=32, allow_subnormal=False)
-_score = st.sampled_from([0., -0., .25, .5, 1., np.nan, np.inf, -np.inf]) | st.floats(0, 1, width=32, allow_subnormal=False)
+_score = st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, np.nan, np.inf, -np.inf]) | st.floats(
+    0, 1, width=32, allow_subnormal=False
+)
 
 _nms9 = jax.jit(partial(nms, max_out=9)) # compiled twice, for 600 cases
 
@@ -130,7 +147,9 @@ def test_nms_at_the_limit():
 def test_nms_empty():
     check(nms(np.zeros((0, 4), F), np.zeros(0, F), np.zeros(0, bool), iou=.5, max_out=3), [], 3)
     check(nms(np.zeros((4, 4), F), np.zeros(4, F), np.zeros(4, bool), iou=.5, max_out=3), [], 3)
-    check(nms(np.zeros((4, 4), F), np.zeros(4, F), np.ones(4, bool), iou=.5, max_out=3), [0, 1, 2], 3)  # zero-area boxes overlap nothing
+    check(
+        nms(np.zeros((4, 4), F), np.zeros(4, F), np.ones(4, bool), iou=0.5, max_out=3), [0, 1, 2], 3
+    )  # zero-area boxes overlap nothing
 
 def test_nms_compiles_once():
     f = jax.jit(partial(nms, max_out=4))
@@ -142,7 +161,13 @@ def test_nms_compiles_once():
 def sampled(image, box, rows, cols):
     "Bilinear samples at pixel positions, by scipy in float64; beyond the edge the edge"
     at = np.meshgrid(rows - .5, cols - .5, indexing='ij')
-    return np.stack([ndimage.map_coordinates(image[...,c].astype(float), at, order=1, mode='nearest') for c in range(image.shape[-1])], -1)
+    return np.stack(
+        [
+            ndimage.map_coordinates(image[..., c].astype(float), at, order=1, mode='nearest')
+            for c in range(image.shape[-1])
+        ],
+        -1,
+    )
 
 @pytest.mark.parametrize('dtype', ['float32', 'uint8'])
 def test_crops_of_scipy(dtype):
@@ -169,7 +194,9 @@ def test_crop_of_a_flat_image_is_flat():
 
 def test_crop_repeats_the_edge():
     image = np.arange(4, dtype=F)[None,None,:,None].repeat(4, 1)
-    crop = np.asarray(C.crop_and_resize(image, np.array([[-50, -50, -10, -10], [50, 0, 60, 4]], F), np.zeros(2, int), 4))
+    crop = np.asarray(
+        C.crop_and_resize(image, np.array([[-50, -50, -10, -10], [50, 0, 60, 4]], F), np.zeros(2, int), 4)
+    )
     assert (crop[0] == 0).all() and (crop[1] == 3).all()
 
 def test_crop_of_a_bad_box_is_finite():
@@ -180,7 +207,8 @@ def test_crop_of_a_bad_box_is_finite():
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='bits are promised on CPUs')
 def test_crops_do_not_depend_on_their_neighbours():
     rng = np.random.default_rng(8)
-    images, box, which = rng.random((4, 64, 48, 3)).astype(F), random_boxes(rng, (32,), extent=50), rng.integers(0, 4, 32)
+    images, box, which = (rng.random((4, 64, 48, 3)).astype(F), random_boxes(rng, (32,), extent=50),
+        rng.integers(0, 4, 32))
     whole = np.asarray(C.crop_and_resize(images, box, which, 24))
     for k in (1, 4):
         parts = [C.crop_and_resize(images, box[i:i+k], which[i:i+k], 24) for i in range(0, 32, k)]
@@ -188,14 +216,19 @@ def test_crops_do_not_depend_on_their_neighbours():
 
 def test_paste_of_scipy_and_host():
     rng = np.random.default_rng(9)
-    for box in np.concatenate([random_boxes(rng, (40,), extent=60) - 8, [[5, 5, 5, 9], [-90, 0, -80, 30], [-20, -20, 90, 70]]]).astype(F):
+    for box in np.concatenate(
+        [random_boxes(rng, (40,), extent=60) - 8, [[5, 5, 5, 9], [-90, 0, -80, 30], [-20, -20, 90, 70]]]
+    ).astype(F):
         mask = rng.random((13, 13)).astype(F)
         got = np.asarray(C.paste_mask(mask, box, 37, 52))
         x1, y1, x2, y2 = box.astype(float)
         y, x = np.arange(37) + .5, np.arange(52) + .5
         inside = ((y >= y1) & (y < y2))[:,None] & ((x >= x1) & (x < x2))
         want = np.zeros((37, 52))
-        if inside.any(): want = np.where(inside, sampled(mask[...,None], None, (y - y1)/(y2 - y1)*13, (x - x1)/(x2 - x1)*13)[...,0], 0)
+        if inside.any():
+            want = np.where(
+                inside, sampled(mask[..., None], None, (y - y1) / (y2 - y1) * 13, (x - x1) / (x2 - x1) * 13)[..., 0], 0
+            )
         np.testing.assert_allclose(got, want, atol=1e-4)
         host = H.host_paste_mask(mask, box, 37, 52)
         np.testing.assert_array_equal(host, got)
@@ -253,9 +286,11 @@ def snake(n):
     m[1::4, -1], m[3::4, 0] = True, True
     return m
 
-HARD = {'empty':np.zeros((24, 24), bool), 'full':np.ones((24, 24), bool), 'checks':np.indices((24, 24)).sum(0) % 2 == 0, 'snake':snake(24),
-        'snake down':snake(24).T, 'snake up':snake(24)[::-1, ::-1], 'rings':np.max(np.abs(np.indices((24, 24)) - 11.5), 0).astype(int) % 2 == 0,
-        'dots':(np.indices((24, 24)) % 2 == 0).all(0), 'anti-diagonal':np.eye(24, dtype=bool)[::-1], 'comb':np.indices((24, 24))[1] % 2 == 0}
+HARD = {'empty': np.zeros((24, 24), bool), 'full': np.ones((24, 24), bool),
+    'checks': np.indices((24, 24)).sum(0) % 2 == 0, 'snake': snake(24), 'snake down': snake(24).T,
+    'snake up': snake(24)[::-1, ::-1], 'rings': np.max(np.abs(np.indices((24, 24)) - 11.5), 0).astype(int) % 2 == 0,
+    'dots': (np.indices((24, 24)) % 2 == 0).all(0), 'anti-diagonal': np.eye(24, dtype=bool)[::-1],
+    'comb': np.indices((24, 24))[1] % 2 == 0}
 
 @pytest.mark.parametrize('name', HARD)
 def test_components_hard(name):
@@ -302,7 +337,9 @@ def test_region_properties():
 def test_max_feret():
     rng = np.random.default_rng(15)
     for _ in range(300):
-        m = rng.random((rng.integers(1, 25), rng.integers(1, 25))) < rng.uniform(.01, .5)  # scattered: rows without a pixel too
+        m = rng.random((rng.integers(1, 25), rng.integers(1, 25))) < rng.uniform(
+            0.01, 0.5
+        )  # scattered: rows without a pixel too
         if not m.any(): assert H.max_feret(m) == 0; continue
         assert H.max_feret(m) == pytest.approx(length_of_all_corners(m), rel=1e-12)
         assert H.max_feret(m.T) == H.max_feret(m) == H.max_feret(m[::-1])

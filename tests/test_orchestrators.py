@@ -60,7 +60,11 @@ def test_the_committed_files_are_valid_and_complete(monkeypatch):
     for k in [k for k in os.environ if k.startswith('SADS_')]: monkeypatch.delenv(k)
     assert load_settings(ROOT/'settings.ini') == Settings()
     keys = lambda t: {k: keys(v) if isinstance(v, dict) else None for k, v in t.items()}
-    given, default = (keys(x) for x in (yaml.safe_load((ROOT/'params.yaml').read_text()), load_params(ROOT/'params.yaml').model_dump(mode='json')))
+    given, default = (
+        keys(x)
+        for x in (yaml.safe_load((ROOT / 'params.yaml').read_text()),
+            load_params(ROOT / 'params.yaml').model_dump(mode='json'))
+    )
     assert given == default  # DVC compares the file, so every section must be in it
 
 # ---------------------------------------------------------------- what makes a stage stale
@@ -75,16 +79,20 @@ def stale(*keys):
 
 ALL = [n for n in GRAPH if n != 'code']
 
-@pytest.mark.parametrize('key, first', [
-    ('decision.review_margin', 'calibrate'), ('decision.threshold.kind', 'calibrate'), ('evaluate.golden', 'calibrate'), ('domain.kind', 'calibrate'),
-    ('anomaly.shrinkage', 'anomaly'), ('evaluate.gallery', 'evaluate'), ('split.seed_offset', 'split'), ('data.n_parts', 'ingest'), ('seed', 'ingest'),
-    ('image.buckets', 'train-detector'), ('detector.trainer.steps', 'train-detector')])
+@pytest.mark.parametrize(
+    'key, first',
+    [('decision.review_margin', 'calibrate'), ('decision.threshold.kind', 'calibrate'),
+        ('evaluate.golden', 'calibrate'), ('domain.kind', 'calibrate'), ('anomaly.shrinkage', 'anomaly'),
+        ('evaluate.gallery', 'evaluate'), ('split.seed_offset', 'split'), ('data.n_parts', 'ingest'),
+        ('seed', 'ingest'), ('image.buckets', 'train-detector'), ('detector.trainer.steps', 'train-detector')],
+)
 def test_a_change_reruns_what_follows_and_no_more(key, first):
     assert stale(key) == ALL[ALL.index(first):]
 
 def test_one_task_leaves_those_alone_that_do_not_start_from_it():
     assert stale('classifier.trainer.views') == ['train-classifier', 'calibrate', 'evaluate', 'register']
-    assert stale('segmenter.trainer.steps') == ['train-segmenter', 'train-classifier', 'calibrate', 'evaluate', 'register']
+    assert stale('segmenter.trainer.steps') == ['train-segmenter', 'train-classifier', 'calibrate', 'evaluate',
+        'register']
 
 # ---------------------------------------------------------------- a whole run
 
@@ -147,13 +155,21 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
     assert info.decision.chosen['kind'] == 'f1' and info.decision.threshold == info.decision.chosen['threshold']
     assert len((o.at.bundle/'golden/expected.jsonl').read_text().splitlines()) == 3
     entry = registry.entry('champion')
-    assert entry.tags['data_fingerprint'] == info.data['fingerprint'] and entry.tags['params_hash'] and entry.tags['bundle_version'] == version
+    assert (
+        entry.tags['data_fingerprint'] == info.data['fingerprint']
+        and entry.tags['params_hash']
+        and entry.tags['bundle_version'] == version
+    )
     assert any(k.startswith('images/') for k in entry.metrics)
     assert (registry.get()/'metrics.json').exists() and not (o.at.bundle/'metrics.json').exists()
     reports = {p.name for p in (tmp_path/'work/reports').iterdir()}
-    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json', 'registered.json', MARKER}
+    assert reports == {'metrics.json', 'report.html', 'explorer.html', 'plots', 'predictions.jsonl', 'parity.json',
+        'registered.json', MARKER}
     assert dict(stages.figures(o.at.reports))['images'].startswith(str(info.data['splits']['test']))
-    assert str(tmp_path) not in (tmp_path/'work/reports/predictions.jsonl').read_text() + (o.at.bundle/'params.yaml').read_text()
+    assert (
+        str(tmp_path)
+        not in (tmp_path / 'work/reports/predictions.jsonl').read_text() + (o.at.bundle / 'params.yaml').read_text()
+    )
     # another decision is another bundle; the old one again is the old version
     again = line('decision.threshold.kind=fixed', 'decision.threshold.score=0.7')
     for name in NAMES[4:]: again.stage(name)
@@ -172,20 +188,26 @@ def test_from_nothing_to_a_champion_and_on(line, tmp_path):
 def judge_other_data(at, tmp_path):
     "Judging a bundle on data with a class it does not know, and a broken photograph"
     data = read_coco(at.dataset)
-    strange = lambda r: replace(r, classes=('rust',) if r.defective else (), annotations=tuple(replace(a, category='rust') for a in r.annotations))
+    strange = lambda r: replace(r, classes=('rust',) if r.defective else (),
+        annotations=tuple(replace(a, category='rust') for a in r.annotations))
     shutil.copytree(data.root/'images', tmp_path/'new'/'images')
     write_coco(InspectionData(tmp_path/'new', ('rust',), tuple(strange(r) for r in data.images[:7])), tmp_path/'new')
     broken = tmp_path/'new'/data.images[6].file_name
     broken.write_bytes(broken.read_bytes()[:200])
     found = evaluate_other(at.bundle, CocoSpec(root=tmp_path/'new'), tmp_path/'judge')
-    assert found.metrics['data']['images'] == 6 and found.metrics['data']['defective'] == sum(r.defective for r in data.images[:6])
+    assert found.metrics['data']['images'] == 6 and found.metrics['data']['defective'] == sum(
+        r.defective for r in data.images[:6]
+    )
     assert any('rust' in n for n in found.context['notes'])
-    assert any('photographs that could not be used: 1' in n and data.images[6].file_name in n for n in found.context['notes'])
+    assert any(
+        'photographs that could not be used: 1' in n and data.images[6].file_name in n for n in found.context['notes']
+    )
     assert str(tmp_path) not in (tmp_path/'judge/reports/report.html').read_text()
     assert 'rust' in (tmp_path/'judge/reports/report.html').read_text()
 
 def evaluate_other(bundle, spec, work):
-    return stages.evaluate_bundle(bundle, spec, work/'reports', params=dark.params(), settings=settle(QUIET, work), at=Places(work), progress=Progress('none'))
+    return stages.evaluate_bundle(bundle, spec, work / 'reports', params=dark.params(), settings=settle(QUIET, work),
+        at=Places(work), progress=Progress('none'))
 
 class Swapped(fake_line.DarkDomain):
     "What is trained is not what was exported"
@@ -199,7 +221,11 @@ def test_a_bundle_that_decides_otherwise_is_not_registered(line, tmp_path):
     parity = lambda: json.loads((o.at.reports/'parity.json').read_text())
     with pytest.raises(SADSError, match=r'the float32 form is not the model that was trained.*Nothing was registered'):
         line('export.artefacts=[int8,onnx]', domain=Swapped()).register()
-    assert not (o.at.reports/'registered.json').exists() and registry_of(tmp_path/'work').list() == [] and parity()['float32']['faults'] > 0
+    assert (
+        not (o.at.reports / 'registered.json').exists()
+        and registry_of(tmp_path / 'work').list() == []
+        and parity()['float32']['faults'] > 0
+    )
     entry, told = o.register(), parity()
     assert entry.version == 1 and {k: v['faults'] for k, v in told.items()} == {'float32': 0, 'int8': 0, 'onnx': 0}
     assert all(told[k]['verdicts_equal'] == told[k]['photographs'] > 3 for k in ('int8', 'onnx'))
@@ -229,7 +255,10 @@ def test_a_model_starts_from_the_one_that_is_there(line, trainers):
     begun()
     (o.at.models/'detector'/'model.safetensors').write_bytes(b'other weights')
     o.train('segmenter')
-    assert [t[2] for t in trainers.log if t[0] == 'segmenter'][2:] == [False, False]  # another start: nothing to go on with
+    assert [t[2] for t in trainers.log if t[0] == 'segmenter'][2:] == [
+        False,
+        False,
+    ]  # another start: nothing to go on with
 
 def test_stages_say_what_they_miss(line, tmp_path):
     for name, says in [('split', 'ingest'), ('train', 'ingest'), ('calibrate', 'ingest'), ('register', 'bundle')]:
@@ -241,7 +270,8 @@ def test_stages_say_what_they_miss(line, tmp_path):
     with pytest.raises(BundleError): evaluate_other('nowhere', SyntheticSpec(), tmp_path/'x')
 
 def test_an_impossible_rule_stops_before_the_training(line, trainers):
-    with pytest.raises(ParamsError, match='scrtch'): line('decision.rules=[{name: big, label: scrtch}]').train('detector')
+    with pytest.raises(ParamsError, match='scrtch'):
+        line('decision.rules=[{name: big, label: scrtch}]').train('detector')
     assert trainers.log == []
 
 def test_classes_of_another_data_set_are_refused(line):
@@ -273,11 +303,15 @@ def test_progress_bar():
     assert 'letters' in text.getvalue() and 'loss 0.25, 11 images/s' in text.getvalue()
 
 def test_code_is_named():
-    assert set(package_hashes(['ops', 'data'])) == {'ops', 'data'} and len(set(package_hashes().values())) == len(package_hashes())
+    assert set(package_hashes(['ops', 'data'])) == {'ops', 'data'} and len(set(package_hashes().values())) == len(
+        package_hashes()
+    )
     assert code_revision() is None or len(code_revision()) >= 12
 
 def test_the_job_script_is_sads_run():
-    done = subprocess.run([sys.executable, ROOT/'scripts'/'run_training_job.py', '--help'], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'scripts' / 'run_training_job.py', '--help'], capture_output=True, text=True
+    )
     assert done.returncode == 0 and '--until' in done.stdout, done.stderr
 
 # ---------------------------------------------------------------- what DVC makes of dvc.yaml
@@ -295,15 +329,18 @@ text = '{{"x": "' + hashlib.md5(pathlib.Path('params.yaml').read_bytes()).hexdig
 for o in outs.get(name) or [f'models/{{sys.argv[4]}}/a']:
     p = pathlib.Path(o); p.parent.mkdir(parents=True, exist_ok=True)
     p.write_text((version/p.name).read_text() if name == 'code' and (version/p.name).exists() else text)
-'''
+'''  # noqa: E501
 
 @pytest.fixture
 def stubbed(tmp_path, monkeypatch):
-    "A project whose `sads` only writes down what it is asked for; gives (its folder, what one `dvc repro` ran, where to change a package)"
+    """A project whose `sads` only writes down what it is asked for; gives (its folder, what one `dvc repro` ran, where
+    to change a package)"""
     pytest.importorskip('dvc')
     log, versions, work, bin_dir = tmp_path/'log', tmp_path/'versions', tmp_path/'project', tmp_path/'bin'
     for d in (versions, work, bin_dir): d.mkdir()
-    (bin_dir/'sads').write_text(STUB.format(python=sys.executable, log=str(log), versions=str(versions), code=outs(GRAPH['code'])))
+    (bin_dir / 'sads').write_text(
+        STUB.format(python=sys.executable, log=str(log), versions=str(versions), code=outs(GRAPH['code']))
+    )
     (bin_dir/'sads').chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(bin_dir/'python'))  # `reproduce` looks for `sads` beside it
     monkeypatch.setenv('DVC_SITE_CACHE_DIR', str(tmp_path/'site'))
@@ -319,8 +356,11 @@ def stubbed(tmp_path, monkeypatch):
 def test_dvc_reruns_what_a_change_reaches(stubbed):
     work, ran, versions = stubbed
     first = ran()
-    assert first[:2] == ['ingest', 'split'] and sorted(first[2:6]) == ['anomaly', *(f'train --task {t}' for t in sorted(stages.TASKS))]
-    assert first[6:] == ['calibrate', 'evaluate', 'register'] and first.index('train --task detector') < first.index('anomaly')
+    assert first[:2] == ['ingest', 'split'] and sorted(first[2:6]) == ['anomaly',
+        *(f'train --task {t}' for t in sorted(stages.TASKS))]
+    assert first[6:] == ['calibrate', 'evaluate', 'register'] and first.index('train --task detector') < first.index(
+        'anomaly'
+    )
     assert ran() == []
     text = (work/'params.yaml').read_text()
     (work/'params.yaml').write_text(text.replace('review_margin: 0.2', 'review_margin: 0.4'))
@@ -329,7 +369,8 @@ def test_dvc_reruns_what_a_change_reaches(stubbed):
     assert ran() == []
     (versions/'models.txt').write_text('a comment changed')
     again = ran()
-    assert {'train --task detector', 'train --task segmenter', 'train --task classifier', 'anomaly', 'calibrate'} <= set(again)
+    assert {'train --task detector', 'train --task segmenter', 'train --task classifier', 'anomaly',
+        'calibrate'} <= set(again)
     assert not {'ingest', 'split'} & set(again)
 
 def test_sads_run_stops_where_it_is_told_and_forces(stubbed):
@@ -354,7 +395,9 @@ def test_one_look_serves_both_only_where_they_begin_alike():
     "The same crop and the same frozen backbone; anything else, and each looks for itself"
     facts = {'crop': 96, 'context': 1.5, 'least': 32, 'build': {'backbone': 'lite0'}}
     weights = lambda v: {'backbone/stem': np.full(3, v, np.float32), 'head/x': np.float32([v])}
-    look = lambda mine, other, a=facts, b=facts: shared_backbone({'classifier': (None, mine, a), 'segmenter': (None, other, b)})
+    look = lambda mine, other, a=facts, b=facts: shared_backbone(
+        {'classifier': (None, mine, a), 'segmenter': (None, other, b)}
+    )
     assert callable(look(weights(1), weights(1) | {'head/x': np.float32([2])}))
     assert look(weights(1), weights(2)) is None
     assert look(weights(1), weights(1) | {'backbone/stem': np.full(2, 1, np.float32)}) is None  # another share kept

@@ -20,7 +20,9 @@ from sads_jax.registry.trackers import NullTracker, TrackerFactory, flat_metrics
 
 
 def python(code, *args, **env):
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, check=True, env=os.environ | env)
+    return subprocess.run(
+        [sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, check=True, env=os.environ | env
+    )
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
@@ -40,8 +42,10 @@ def folder(made, tmp_path): return Path(shutil.copytree(made, tmp_path/'bundle')
 
 def test_it_holds_all_that_a_bundle_should(made):
     have = {p.relative_to(made).as_posix() for p in made.rglob('*') if p.is_file()}
-    assert have == {'manifest.json', 'weights.safetensors', f'programs/{dark.SIDE}x{dark.SIDE}.jaxexport', 'labels.json', 'preprocess.json', 'decision.json',
-        'golden/expected.jsonl', 'golden/answered.json', 'golden/images/000.png', 'golden/images/001.png', 'data.json', 'params.yaml', 'code.json', 'card.md', 'metrics.json'}
+    assert have == {'manifest.json', 'weights.safetensors', f'programs/{dark.SIDE}x{dark.SIDE}.jaxexport',
+        'labels.json', 'preprocess.json', 'decision.json', 'golden/expected.jsonl', 'golden/answered.json',
+        'golden/images/000.png', 'golden/images/001.png', 'data.json', 'params.yaml', 'code.json', 'card.md',
+        'metrics.json'}
 
 def test_a_flipped_bit_in_any_file_is_refused(folder):
     rng = np.random.default_rng(0)
@@ -63,15 +67,23 @@ def test_load_refuses_what_verify_refuses(folder):
     with open(folder/'decision.json', 'a') as f: f.write(' ')
     with pytest.raises(BundleError, match='decision.json'): B.load_pipeline(folder)
 
-@pytest.mark.parametrize('spoil, says', [
-    (lambda f: (f/'weights.safetensors').unlink(), 'weights.safetensors: missing'),
-    (lambda f: (f/'golden'/'notes.txt').write_text(''), 'notes.txt: not in the manifest'),
-    (lambda f: (f/'manifest.json').unlink(), 'no manifest.json'),
-    (lambda f: (f/'labels.json').write_text(''), 'labels.json: altered: 0 bytes'),
-    (lambda f: (f/'manifest.json').write_text((f/'manifest.json').read_text().replace('"format": 2', '"format": 1')), 'bundle format 1; this release reads 2. Write it again with `sads stage calibrate`'),
-    (lambda f: (f/'manifest.json').write_text('[]'), 'altered'),
-    (lambda f: shutil.rmtree(f), 'no such bundle folder'),
-])
+@pytest.mark.parametrize(
+    'spoil, says',
+    [
+        (lambda f: (f / 'weights.safetensors').unlink(), 'weights.safetensors: missing'),
+        (lambda f: (f / 'golden' / 'notes.txt').write_text(''), 'notes.txt: not in the manifest'),
+        (lambda f: (f / 'manifest.json').unlink(), 'no manifest.json'),
+        (lambda f: (f / 'labels.json').write_text(''), 'labels.json: altered: 0 bytes'),
+        (
+            lambda f: (f / 'manifest.json').write_text(
+                (f / 'manifest.json').read_text().replace('"format": 2', '"format": 1')
+            ),
+            'bundle format 1; this release reads 2. Write it again with `sads stage calibrate`',
+        ),
+        (lambda f: (f / 'manifest.json').write_text('[]'), 'altered'),
+        (lambda f: shutil.rmtree(f), 'no such bundle folder'),
+    ],
+)
 def test_what_is_wrong_is_named(folder, spoil, says):
     spoil(folder)
     with pytest.raises(BundleError, match=says): B.verify_bundle(folder)
@@ -86,7 +98,9 @@ def test_the_version_is_of_the_content(tmp_path):
     assert dark.bundle(tmp_path/'d', labels=('pit', 'crack')) != a
 
 def test_paths_and_report_settings_do_not_reach_it():
-    here, there = (dark.params().model_copy(update={'data': MagneticTileSpec(root=r)}) for r in ('/mnt/a/tiles', '/home/b/tiles'))
+    here, there = (
+        dark.params().model_copy(update={'data': MagneticTileSpec(root=r)}) for r in ('/mnt/a/tiles', '/home/b/tiles')
+    )
     assert B.params_hash(here) == B.params_hash(there)
     assert '/mnt' not in str(B.portable_params(here))
     assert B.params_hash(dark.params()) == B.params_hash(dark.params('evaluate.gallery=17'))
@@ -122,16 +136,21 @@ def test_metrics_are_beside_the_version(folder):
 
 def test_a_bucket_needs_its_program(tmp_path):
     with pytest.raises(BundleError, match=r'no program for bucket \(64, 64\)'):
-        B.write_bundle(tmp_path/'x', weights={}, programs={}, labels=['a'], threshold=.5, rules_version='', params=dark.params(), data={}, code={})
+        B.write_bundle(tmp_path / 'x', weights={}, programs={}, labels=['a'], threshold=0.5, rules_version='',
+            params=dark.params(), data={}, code={})
 
 def test_loading_imports_no_training_library(made):
-    code = ('import sys; from sads_jax.registry.bundle import load_pipeline; from pathlib import Path; f = Path(sys.argv[1])\n'
+    code = (
+        'import sys; from sads_jax.registry.bundle import load_pipeline; from pathlib import Path; f = '
+        'Path(sys.argv[1])\n'
         'load_pipeline(f).process_request(f/"golden"/"images"/"000.png")\n'
-        'print(sorted({m.partition(".")[0] for m in sys.modules} & {"flax", "optax", "orbax", "sklearn", "matplotlib", "dvc", "mlflow", "wandb"}))')
+        'print(sorted({m.partition(".")[0] for m in sys.modules} & {"flax", "optax", "orbax", "sklearn", "matplotlib", '
+        '"dvc", "mlflow", "wandb"}))'
+    )
     assert python(code, made).stdout.strip() == '[]'
 
 def test_verifying_needs_no_jax(made):
-    code = 'import sys; from sads_jax.registry.bundle import verify_bundle, read_card; verify_bundle(sys.argv[1]); read_card(sys.argv[1]); print("jax" in sys.modules)'
+    code = 'import sys; from sads_jax.registry.bundle import verify_bundle, read_card; verify_bundle(sys.argv[1]); read_card(sys.argv[1]); print("jax" in sys.modules)'  # noqa: E501
     assert python(code, made).stdout.strip() == 'False'
 
 # ---------------------------------------------------------------- the registry
@@ -140,12 +159,15 @@ def test_verifying_needs_no_jax(made):
 def registry(tmp_path): return MLflowRegistry(f'sqlite:///{tmp_path}/home/registry.db', tmp_path/'home'/'registry')
 
 def test_no_champion(registry, tmp_path):
-    with pytest.raises(RegistryError, match='no champion: the registry holds no version.*Register one with'): registry.get()
+    with pytest.raises(RegistryError, match='no champion: the registry holds no version.*Register one with'):
+        registry.get()
     assert registry.list() == [] and not (tmp_path/'home').exists()
 
 def test_the_life_of_a_model(registry, folder, tmp_path):
-    first = registry.register(folder, {'data_fingerprint': 'c0ffee'}, alias='champion', metrics={'images': {'auroc': .9, 'note': 'x', 'none': None, 'odd': float('nan')}})
-    assert (first.version, first.aliases, first.tags['data_fingerprint'], first.metrics) == (1, ('champion',), 'c0ffee', {'images/auroc': .9})
+    first = registry.register(folder, {'data_fingerprint': 'c0ffee'}, alias='champion',
+        metrics={'images': {'auroc': 0.9, 'note': 'x', 'none': None, 'odd': float('nan')}})
+    assert (first.version, first.aliases, first.tags['data_fingerprint'], first.metrics) == (1, ('champion',), 'c0ffee',
+        {'images/auroc': 0.9})
     assert first.bundle_version == B.bundle_version(folder)
     assert registry.register(folder, alias='champion').version == 1 and len(registry.list()) == 1
     B.set_threshold(folder, .4, {})
@@ -187,16 +209,19 @@ def test_half_a_copy_never_shows(registry, folder, monkeypatch):
     assert registry.list() == [] and list(registry.artifacts.iterdir()) == []
 
 def test_the_first_use_is_quiet(made, tmp_path):
-    code = ('import sys; from sads_jax.registry.registries import MLflowRegistry; r = MLflowRegistry(f"sqlite:///{sys.argv[2]}/r.db", sys.argv[2])\n'
-        'print(r.register(sys.argv[1], alias="champion").version)')
+    code = (
+        'import sys; from sads_jax.registry.registries import MLflowRegistry; r = '
+        'MLflowRegistry(f"sqlite:///{sys.argv[2]}/r.db", sys.argv[2])\n'
+        'print(r.register(sys.argv[1], alias="champion").version)'
+    )
     done = python(code, made, tmp_path, HOME=str(tmp_path))
     assert (done.stdout, done.stderr) == ('1\n', '')
 
 def test_with_a_server_bundles_are_uploaded_and_fetched(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from sads_jax.registry.trackers import _mlflow_client
+    from sads_jax.registry.trackers import mlflow_client
     near, far = (MLflowRegistry('http://mlflow.invalid', tmp_path/place) for place in ('a', 'b'))
-    near._made = far._made = _mlflow_client(f'sqlite:///{tmp_path}/server.db')  # stands for the server's HTTP client
+    near._made = far._made = mlflow_client(f'sqlite:///{tmp_path}/server.db')  # stands for the server's HTTP client
     e = near.register(folder, alias='champion')
     got = far.get('champion')
     assert got == tmp_path/'b'/e.bundle_version and B.verify_bundle(got) == e.bundle_version
@@ -211,11 +236,16 @@ def test_wandb_offline_stays_in_its_folder(tmp_path):
     home, work = tmp_path/'home', tmp_path/'work'
     home.mkdir(), work.mkdir()
     (work/'history.csv').write_text('step,loss,score\n1,0.5,\n2,0.25,0.75\n')
-    code = ('import sys; from pathlib import Path; from sads_jax.registry.trackers import TrackerFactory, log_history\n'
-        'with TrackerFactory({"kind": "offline"}, project="p", folder=".sads/wandb", name="train@detector", config={"seed": 0}, group="g") as run:\n'
-        '    log_history(run, "history.csv"); run.summary({"images": {"auroc": .9}}); run.artifact("history.csv"); print(run.folder)')
+    code = (
+        'import sys; from pathlib import Path; from sads_jax.registry.trackers import TrackerFactory, log_history\n'
+        'with TrackerFactory({"kind": "offline"}, project="p", folder=".sads/wandb", name="train@detector", '
+        'config={"seed": 0}, group="g") as run:\n'
+        '    log_history(run, "history.csv"); run.summary({"images": {"auroc": .9}}); run.artifact("history.csv"); '
+        'print(run.folder)'
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith('WANDB')}
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=work, env=env | {'HOME': str(home)}, stdin=subprocess.DEVNULL, check=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=work,
+        env=env | {'HOME': str(home)}, stdin=subprocess.DEVNULL, check=True)
     assert done.stderr == ''
     assert [p for p in home.rglob('*') if p.is_file()] == []
     assert {p.name for p in work.iterdir()} == {'history.csv', '.sads'}

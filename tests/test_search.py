@@ -13,14 +13,21 @@ SPEC.loader.exec_module(search)
 
 def test_trials_share_what_no_field_touches():
     before = {'ingest', 'split', 'train-detector', 'anomaly'}
-    assert set(search.shared_stages(['detector.trainer.steps'])) == {'ingest', 'split'}  # all others start from the detector
+    assert set(search.shared_stages(['detector.trainer.steps'])) == {
+        'ingest',
+        'split',
+    }  # all others start from the detector
     assert set(search.shared_stages(['segmenter.crop'])) == before
     assert set(search.shared_stages(['classifier.crop'])) == before | {'train-segmenter'}
     assert set(search.shared_stages(['decision.review_margin'])) == before | {'train-segmenter', 'train-classifier'}
     assert search.shared_stages(['split.seed_offset']) == ['ingest'] and search.shared_stages(['seed']) == []
 
-@pytest.mark.parametrize('text, says', [('metric: images.ap', 'fields'), ('fields: {a: [1]}', 'metric'), ('{metric: m, fields: {a: 3}}', 'fields.a'),
-    ('{metric: m, fields: {a: {low: 1}}}', 'fields.a'), ('{metric: m, direction: up, fields: {a: [1]}}', 'up'), ('a: [', 'cannot be read')])
+@pytest.mark.parametrize(
+    'text, says',
+    [('metric: images.ap', 'fields'), ('fields: {a: [1]}', 'metric'), ('{metric: m, fields: {a: 3}}', 'fields.a'),
+        ('{metric: m, fields: {a: {low: 1}}}', 'fields.a'), ('{metric: m, direction: up, fields: {a: [1]}}', 'up'),
+        ('a: [', 'cannot be read')],
+)
 def test_a_space_that_cannot_be_meant(tmp_path, text, says):
     (tmp_path/'s.yaml').write_text(text)
     with pytest.raises(ParamsError, match=says): search.read_space(tmp_path/'s.yaml')

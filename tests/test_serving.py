@@ -32,7 +32,12 @@ def png(value=200, size=(40, 48), fmt='PNG'):
 def png_header(w, h):
     "A PNG that claims to be w x h px and ends after its header"
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0))
+        + chunk(b'IDAT', zlib.compress(b''))
+        + chunk(b'IEND', b'')
+    )
 
 def nan_tiff():
     b = io.BytesIO()
@@ -48,8 +53,8 @@ def start(*args, port=None, wait=True):
     "A server process in its own process group, healthy if `wait`"
     port = port or free_port()
     env = os.environ | {'PYTHONPATH': f'{HERE}{os.pathsep}{HERE.parent}'}
-    p = subprocess.Popen([sys.executable, str(HERE/'serve_fake.py'), str(port), *map(str, args)], env=env, cwd=HERE.parent,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, str(HERE / 'serve_fake.py'), str(port), *map(str, args)], env=env,
+        cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     url = f'http://127.0.0.1:{port}'
     end = time.monotonic() + 60
     while wait:
@@ -97,7 +102,8 @@ def server(tmp_path_factory):
     assert (code, left) == (0, []), out
 
 
-def post(url, data, name='a.png', **form): return httpx.post(f'{url}/predict', files={'file': (name, data)}, data=form, timeout=30)
+def post(url, data, name='a.png', **form):
+    return httpx.post(f'{url}/predict', files={'file': (name, data)}, data=form, timeout=30)
 
 def test_multipart_and_json_give_the_report_python_gives(server):
     url, _ = server
@@ -111,13 +117,16 @@ def test_multipart_and_json_give_the_report_python_gives(server):
 
 def test_large_upload_stays_in_memory_and_arrives_whole(server):
     b = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)).save(b, 'BMP')  # 3.2 MB: Starlette spools over 1 MB to disk
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)).save(
+        b, 'BMP'
+    )  # 3.2 MB: Starlette spools over 1 MB to disk
     assert post(server[0], b.getvalue()).json()['image_size'] == [1200, 900]
 
 def test_a_bad_image_is_answered_alone(server):
     url, log = server
-    bad = {'empty.png': b'', 'text.jpg': b'not a picture at all', 'cut.png': png(fmt='PNG')[:60], 'tiny.png': png(size=(1, 1)), 'cut.jpg': png(fmt='JPEG')[:200],
-           'huge.png': png_header(30_000, 30_000), 'nan.tif': nan_tiff()}
+    bad = {'empty.png': b'', 'text.jpg': b'not a picture at all', 'cut.png': png(fmt='PNG')[:60],
+        'tiny.png': png(size=(1, 1)), 'cut.jpg': png(fmt='JPEG')[:200], 'huge.png': png_header(30_000, 30_000),
+        'nan.tif': nan_tiff()}
     shots = [(f'good{i}.png', png(20*i)) for i in range(12)]
     for i, item in enumerate(bad.items()): shots.insert(2*i + 1, item)
     before = len(log.read_text().splitlines())
@@ -127,28 +136,38 @@ def test_a_bad_image_is_answered_alone(server):
     assert sum(sizes) == len(shots) and max(sizes) > 1, f'batched: {sizes}'
     for name, r in answers.items():
         if name in bad:
-            assert r.status_code == 422 and r.json()['where'] == name and r.json()['error'] and r.json()['remedy'], (name, r.text)
+            assert r.status_code == 422 and r.json()['where'] == name and r.json()['error'] and r.json()['remedy'], (
+                name, r.text)
         else:
             assert r.status_code == 200 and r.json()['image_size'] == [48, 40], (name, r.text)
     assert answers['empty.png'].json()['error'] == 'empty file'
 
-@pytest.mark.parametrize('status, kw', [
-    (400, {'content': b'{"image": ', 'headers': {'content-type': 'application/json'}}),
-    (400, {'content': b'', 'headers': {'content-type': 'application/json'}}),
-    (400, {'content': b'\xff\xfe', 'headers': {'content-type': 'application/json'}}),
-    (400, {'content': b'['*100_000, 'headers': {'content-type': 'application/json'}}),
-    (400, {'json': 'a string'}), (400, {'json': {}}), (400, {'json': {'image': 7}}), (400, {'json': {'image': '***'}}),
-    (400, {'json': {'image': '', 'part_id': 7}}), (400, {'json': {'image': '', 'part': 'x'}}),
-    (400, {'files': {'photo': b'x'}}), (400, {'data': {'file': 'text'}, 'files': {'other': b'x'}}),
-    (400, {'content': b'--x\r\nnonsense', 'headers': {'content-type': 'multipart/form-data; boundary=x'}}),
-    (400, {'content': b'nonsense', 'headers': {'content-type': 'multipart/form-data'}}),
-    (415, {'content': b'\x89PNG', 'headers': {'content-type': 'image/png'}}), (415, {}),
-    (422, {'json': {'image': ''}}), (422, {'files': {'file': ('x.png', b'')}}),
-    (413, {'files': {'file': ('big.png', bytes(5*2**20))}}), (413, {'content': bytes(7*2**20), 'headers': {'content-type': 'application/json'}})])
+@pytest.mark.parametrize(
+    'status, kw',
+    [(400, {'content': b'{"image": ', 'headers': {'content-type': 'application/json'}}),
+        (400, {'content': b'', 'headers': {'content-type': 'application/json'}}),
+        (400, {'content': b'\xff\xfe', 'headers': {'content-type': 'application/json'}}),
+        (400, {'content': b'[' * 100_000, 'headers': {'content-type': 'application/json'}}),
+        (400, {'json': 'a string'}), (400, {'json': {}}), (400, {'json': {'image': 7}}),
+        (400, {'json': {'image': '***'}}), (400, {'json': {'image': '', 'part_id': 7}}),
+        (400, {'json': {'image': '', 'part': 'x'}}), (400, {'files': {'photo': b'x'}}),
+        (400, {'data': {'file': 'text'}, 'files': {'other': b'x'}}),
+        (400, {'content': b'--x\r\nnonsense', 'headers': {'content-type': 'multipart/form-data; boundary=x'}}),
+        (400, {'content': b'nonsense', 'headers': {'content-type': 'multipart/form-data'}}),
+        (415, {'content': b'\x89PNG', 'headers': {'content-type': 'image/png'}}), (415, {}),
+        (422, {'json': {'image': ''}}), (422, {'files': {'file': ('x.png', b'')}}),
+        (413, {'files': {'file': ('big.png', bytes(5 * 2**20))}}),
+        (413, {'content': bytes(7 * 2**20), 'headers': {'content-type': 'application/json'}})],
+)
 def test_malformed_requests_are_the_clients_fault_and_say_why(server, status, kw):
     r = httpx.post(f'{server[0]}/predict', timeout=30, **kw)
     assert r.status_code == status, (r.status_code, r.text)
-    assert set(r.json()) == {'error', 'where', 'remedy'} and r.json()['error'] and r.json()['where'] and 'Traceback' not in r.text
+    assert (
+        set(r.json()) == {'error', 'where', 'remedy'}
+        and r.json()['error']
+        and r.json()['where']
+        and 'Traceback' not in r.text
+    )
 
 def test_documents_itself(server):
     doc = httpx.get(f'{server[0]}/openapi.json').json()
@@ -199,7 +218,12 @@ def test_port_in_use_is_said_before_anything_starts():
         port = s.getsockname()[1]
         p, _ = start(port=port, wait=False)
         out, _ = p.communicate(timeout=60)
-    assert p.returncode == 1 and out == f'error: 127.0.0.1:{port}: cannot listen: Address already in use. Stop the other server, or choose another port with --port\n'
+    assert (
+        p.returncode == 1
+        and out
+        == f'error: 127.0.0.1:{port}: cannot listen: Address already in use. Stop the other server, or choose another '
+        'port with --port\n'
+    )
 
 
 # -- a real bundle, without networks
@@ -210,7 +234,10 @@ def bundle(tmp_path_factory):
     d = tmp_path_factory.mktemp('bundle')
     dark_cascade.bundle(d/'bundle')
     (d/'photos').mkdir()
-    for i in range(9): dark_cascade.photo(d/'photos'/f'{i}.{("png", "jpg")[i % 2]}', dark=i % 3 == 0, size=(80 + 7*i, 60 + 9*i))
+    for i in range(9):
+        dark_cascade.photo(
+            d / 'photos' / f'{i}.{("png", "jpg")[i % 2]}', dark=i % 3 == 0, size=(80 + 7 * i, 60 + 9 * i)
+        )
     return d
 
 def test_ready_is_said_when_the_port_answers():
@@ -229,6 +256,8 @@ def test_three_ways_one_report(bundle, capfd, monkeypatch):
     assert '9 photographs, 12 fields each' in out and 'equal field by field, three ways' in out
 
 def test_the_main_process_of_a_real_server_has_no_jax(bundle):
-    code = f'import sys; from sads_jax.core.settings import Settings; from sads_jax.serving.server import build_server; build_server({str(bundle/"bundle")!r}, Settings(port={free_port()})); print(*{{m.partition(".")[0] for m in sys.modules}})'
-    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    code = f'import sys; from sads_jax.core.settings import Settings; from sads_jax.serving.server import build_server; build_server({str(bundle / "bundle")!r}, Settings(port={free_port()})); print(*{{m.partition(".")[0] for m in sys.modules}})'  # noqa: E501
+    loaded = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
     assert 'litserve' in loaded and not {'jax', 'jaxlib', 'flax', 'mlflow'} & set(loaded)

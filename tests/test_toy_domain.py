@@ -1,4 +1,5 @@
-"A second domain: counts bright blobs. Configured, not trained; evaluated, registered and served by rooms that don't know it."
+"""A second domain: counts bright blobs. Configured, not trained; evaluated, registered and served by rooms that don't
+know it."""
 import hashlib
 import inspect
 import json
@@ -36,7 +37,8 @@ def count_blobs(weights, images):
         score = blobs.valid.astype(jnp.float32)
         k, h, w = 8, bright.shape[0]//4, bright.shape[1]//4
         return Findings(blobs.bbox, score, blobs.valid, jnp.ones((k, 1)), blobs.bbox, jnp.ones((k, 4, 4)),
-            bright.reshape(h, 4, w, 4).mean((1, 3), dtype=jnp.float32), score.mean(), jnp.bool_(True))._replace(anomaly=None)
+            bright.reshape(h, 4, w, 4).mean((1, 3), dtype=jnp.float32), score.mean(),
+            jnp.bool_(True))._replace(anomaly=None)
     return jax.lax.map(one, images)
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ class BlobPipeline:
     def _report(self, came, pixels, found, part):
         n, score = int(found.valid.sum()), float(found.image_scores)
         verdict = Verdict.FAIL if score >= self.threshold else Verdict.PASS
-        return InspectionReport(verdict=verdict, reasons=[Reason(rule='blobs', verdict=verdict, text=f'{verdict.value}: {n} blobs', measured=n)],
-            defects=[], image_score=score, image_sha256=hashlib.sha256(came).hexdigest(), image_size=pixels.shape[1::-1],
-            model_version=self.model_version, rules_version=self.rules_version, part_id=part, station_id=self.station_id)
+        return InspectionReport(verdict=verdict,
+            reasons=[Reason(rule='blobs', verdict=verdict, text=f'{verdict.value}: {n} blobs', measured=n)], defects=[],
+            image_score=score, image_sha256=hashlib.sha256(came).hexdigest(), image_size=pixels.shape[1::-1],
+            model_version=self.model_version, rules_version=self.rules_version, part_id=part,
+            station_id=self.station_id)
 
     def run_inference(self, srcs, *, part_ids=None, names=None, batch_size=8, on_error='raise'):
         return [x.report for x in self.inspect(srcs, part_ids=part_ids)]
@@ -77,15 +81,18 @@ class BlobDomain:
     metrics: tuple[str, ...] = ('images', 'rates')
 
     def check(self, decision, labels):
-        if tuple(labels) != ('crowded',): raise ParamsError('counts blobs, and knows the class crowded only', where='data')
+        if tuple(labels) != ('crowded',):
+            raise ParamsError('counts blobs, and knows the class crowded only', where='data')
     def lint(self, decision, labels): return []
     def rules_version(self, decision): return hashlib.sha256(decision.model_dump_json().encode()).hexdigest()[:12]
     def build(self, models, params, labels):
         return Cascade(count_blobs, {'bright': np.float32(params.domain.options['bright'])}, anomaly=False)
     def load(self, bundle, open_program, *, station_id, max_megapixels, every_box):
-        return BlobPipeline(open_program({}), bundle.version, bundle.decision.rules_version, bundle.decision.threshold, max_megapixels, station_id)
+        return BlobPipeline(open_program({}), bundle.version, bundle.decision.rules_version, bundle.decision.threshold,
+            max_megapixels, station_id)
     def usual(self, photos, parts, choose): return None, None
-    def golden_answer(self, report): return report.model_dump(mode='json', exclude={'timings_ms', 'model_version', 'station_id'})
+    def golden_answer(self, report):
+        return report.model_dump(mode='json', exclude={'timings_ms', 'model_version', 'station_id'})
     def name_boxes(self, models, params): return None
 
 # ---------------------------------------------------------------- its photographs
@@ -104,7 +111,10 @@ def photographs(tmp_path):
     for i in range(48):
         n = i % 4 if i % 2 else 5 + i % 3
         Image.fromarray(photograph(n, i)).save(tmp_path/'photos'/f'{i}.png')
-        images.append({'id': i, 'file_name': f'{i}.png', 'width': 64, 'height': 64, 'part_id': f'p{i}', 'defective': n > 4, 'classes': ['crowded']*(n > 4)})
+        images.append(
+            {'id': i, 'file_name': f'{i}.png', 'width': 64, 'height': 64, 'part_id': f'p{i}', 'defective': n > 4,
+                'classes': ['crowded'] * (n > 4)}
+        )
     tree = {'images': images, 'annotations': [], 'categories': [{'id': 1, 'name': 'crowded'}]}
     (tmp_path/'photos'/'annotations.json').write_text(json.dumps(tree))
     return tmp_path/'photos'
@@ -112,19 +122,32 @@ def photographs(tmp_path):
 # ---------------------------------------------------------------- and what the rest makes of it
 
 def test_the_domain_is_small():
-    lines = [line for thing in (count_blobs, BlobPipeline, BlobDomain) for line in inspect.getsource(thing).splitlines() if line.strip()]
+    lines = [
+        line
+        for thing in (count_blobs, BlobPipeline, BlobDomain)
+        for line in inspect.getsource(thing).splitlines()
+        if line.strip()
+    ]
     assert len(lines) < 60
 
 def test_a_second_domain_is_evaluated_registered_and_served(photographs, tmp_path, monkeypatch):
     monkeypatch.setitem(DomainFactory, 'blobs', BlobDomain)  # as an entry point would
-    params = parse_params(override({'data': {'kind': 'coco', 'root': str(photographs)}}, ['domain.kind=blobs', 'domain.options={bright: 0.6}',
-        'image.buckets=[[64, 64]]', 'split.near_duplicate=1', 'evaluate.golden=3']))
+    params = parse_params(
+        override(
+            {'data': {'kind': 'coco', 'root': str(photographs)}},
+            ['domain.kind=blobs', 'domain.options={bright: 0.6}', 'image.buckets=[[64, 64]]', 'split.near_duplicate=1',
+                'evaluate.golden=3'],
+        )
+    )
     line = compose_training(params, Settings(progress='none', tracking='disabled'), tmp_path/'work')
     for name in NAMES:
         if name not in ('train', 'anomaly'): line.stage(name)
     # evaluated
     rates = json.loads((line.at.reports/'metrics.json').read_text())
-    assert rates['images']['auroc'] == 1 and rates['rates']['image']['escape']['count'] == rates['rates']['image']['overkill']['count'] == 0
+    assert (
+        rates['images']['auroc'] == 1
+        and rates['rates']['image']['escape']['count'] == rates['rates']['image']['overkill']['count'] == 0
+    )
     assert 'blobs' in (line.at.bundle/'card.md').read_text() and (line.at.reports/'report.html').exists()
     # registered, and whole where it is fetched
     registry = MLflowRegistry(f"sqlite:///{tmp_path/'work'}/.sads/registry.db", tmp_path/'work'/'.sads'/'registry')

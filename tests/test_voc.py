@@ -38,12 +38,19 @@ def test_parts_boxes_and_filled_boxes(folder, tmp_path):
     assert mask[:4, :5].all() and mask.sum() == 20
 
 
-@pytest.mark.parametrize('text, what', [
-    ('<annotation>', 'not valid XML'), ('<annotation/>', "'size/height' is missing or no number"),
-    (PAGE.format('<object><name> </name></object>'), "object[0]: 'name' is missing"),
-    (PAGE.format(OBJECT.format('pit', 1, 1, 5, 4) + '<object><name>pit</name></object>'), "object[1]: 'bndbox/xmin'"),
-    (PAGE.format(OBJECT.format('pit', 9, 1, 5, 4)), 'ends before it begins'), (PAGE.format(OBJECT.format('pit', 90, 1, 95, 4)), 'outside of the image'),
-    (PAGE.replace('30', '31').format(''), 'the annotations are for 31 x 20 px but the image is 30 x 20 px')])
+@pytest.mark.parametrize(
+    'text, what',
+    [
+        ('<annotation>', 'not valid XML'),
+        ('<annotation/>', "'size/height' is missing or no number"),
+        (PAGE.format('<object><name> </name></object>'), "object[0]: 'name' is missing"),
+        (PAGE.format(OBJECT.format('pit', 1, 1, 5, 4) + '<object><name>pit</name></object>'),
+            "object[1]: 'bndbox/xmin'"),
+        (PAGE.format(OBJECT.format('pit', 9, 1, 5, 4)), 'ends before it begins'),
+        (PAGE.format(OBJECT.format('pit', 90, 1, 95, 4)), 'outside of the image'),
+        (PAGE.replace('30', '31').format(''), 'the annotations are for 31 x 20 px but the image is 30 x 20 px'),
+    ],
+)
 def test_a_bad_file_costs_one_photograph_and_is_named(folder, tmp_path, text, what):
     (folder/'Annotations'/'b_1.xml').write_text(text)
     data = ingest(ConnectorFactory(VocSpec(root=folder)), tmp_path/'out')
@@ -66,6 +73,12 @@ def test_no_folder(tmp_path):
 def test_steel():
     params = load_params('recipes/neu_steel.yaml', [f'data.root={STEEL}'])
     steel = ConnectorFactory(params.data)
-    assert len(steel) == 1800 and len(steel.categories) == 6 and steel.notes == ['no photograph without a box: overkill cannot be measured']
+    assert (
+        len(steel) == 1800
+        and len(steel.categories) == 6
+        and steel.notes == ['no photograph without a box: overkill cannot be measured']
+    )
     record = next(s for s in steel.records() if s.name.endswith('patches_117.jpg')).load()[1]
-    assert [a.bbox for a in record.annotations] == [(0, 67, 51, 56), (81, 82, 74, 78)] and all(a.segmentation for a in record.annotations)
+    assert [a.bbox for a in record.annotations] == [(0, 67, 51, 56), (81, 82, 74, 78)] and all(
+        a.segmentation for a in record.annotations
+    )

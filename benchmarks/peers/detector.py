@@ -28,7 +28,12 @@ class Detector(torch.nn.Module):
             elif w.ndim == 4: w = w.transpose(3, 2, 0, 1)
             elif w.ndim == 2: w = w.T[:, :, None, None]
             self.names[name] = name.replace("/", "_")
-            self.register_buffer(self.names[name], torch.tensor(np.ascontiguousarray(w)).contiguous(memory_format=torch.channels_last if w.ndim == 4 else torch.contiguous_format))
+            self.register_buffer(
+                self.names[name],
+                torch.tensor(np.ascontiguousarray(w)).contiguous(
+                    memory_format=torch.channels_last if w.ndim == 4 else torch.contiguous_format
+                ),
+            )
 
     def __getitem__(self, name): return getattr(self, self.names[name])
 
@@ -84,7 +89,9 @@ def main():
         else:
             import onnxruntime
             path = folder / f"detector-{b}.onnx"
-            torch.onnx.export(net, (images,), str(path), dynamo=False, input_names=["images"], output_names=["map"], opset_version=17)
+            torch.onnx.export(
+                net, (images,), str(path), dynamo=False, input_names=["images"], output_names=["map"], opset_version=17
+            )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = THREADS
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -42,10 +42,19 @@ def main():
             im = images[i]
             if side != "test" and (im["defective"] is None or im["defective"] and not marks[i]): continue
             shutil.copy(data / im["file_name"], out / "images" / side / f"{i}{Path(im['file_name']).suffix}")
-            rows = [f"{index[a['category_id']]} " + " ".join(f"{v:.6f}" for v in polygon(a, im["height"], im["width"]).clip(0, 1).ravel()) for a in marks[i]]
+            rows = [
+                f"{index[a['category_id']]} "
+                + " ".join(f"{v:.6f}" for v in polygon(a, im["height"], im["width"]).clip(0, 1).ravel())
+                for a in marks[i]
+            ]
             (out / "labels" / side / f"{i}.txt").write_text("\n".join(rows) + "\n" if rows else "")
     names = {i: c["name"] for i, c in enumerate(tree["categories"])}
-    (out / "data.yaml").write_text(json.dumps({"path": str(out.absolute()), "train": "images/train", "val": "images/val", "test": "images/test", "names": names}))
+    (out / "data.yaml").write_text(
+        json.dumps(
+            {"path": str(out.absolute()), "train": "images/train", "val": "images/val", "test": "images/test",
+                "names": names}
+        )
+    )
 
 
 if __name__ == "__main__":

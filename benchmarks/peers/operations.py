@@ -17,7 +17,9 @@ def main():
     jobs = {}
     for n, b in NMS:
         boxes, scores = map(torch.tensor, boxes_and_scores(n, b))
-        jobs[f"nms {n} {b}"] = lambda boxes=boxes, scores=scores: [torchvision.ops.nms(x, s, .5).numpy() for x, s in zip(boxes, scores)]
+        jobs[f"nms {n} {b}"] = lambda boxes=boxes, scores=scores: [
+            torchvision.ops.nms(x, s, 0.5).numpy() for x, s in zip(boxes, scores)
+        ]
     for side, b in REGIONS:
         drawn = masks(side, b).astype(np.uint8)
         jobs[f"components {side} {b}"] = lambda m=drawn: [cv2.connectedComponents(x, connectivity=8) for x in m]

@@ -24,7 +24,7 @@ COMPARE_EXAMPLES = epilog('sads evaluate --model sads@3 --workdir three -S data.
 def compare(
     a:Annotated[Path, typer.Argument(metavar='REPORT_A', help='Folder that `sads evaluate` wrote.')],
     b:Annotated[Path, typer.Argument(metavar='REPORT_B', help='Another, on the same photographs.')],
-    out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write all of it as JSON.')]=None,
+    out:Annotated[Path|None, typer.Option(metavar='FILE', help='Write all of it as JSON.')]=None
 ):
     """Which of two versions is better. Paired tests on the same photographs: McNemar on verdicts of parts, bootstrap by
     part on scores; lists the parts that change sides."""

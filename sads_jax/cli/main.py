@@ -79,14 +79,11 @@ def _root(
         'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest')
 )
 def serve(
-    bundle: BundleFolder = None,
-    model: ModelName = None,
+    bundle: BundleFolder = None, model: ModelName = None,
     host: Annotated[str | None, typer.Option(help='Address to listen on; default in settings.ini.')] = None,
     port: Annotated[int | None, typer.Option(help='Port to listen on; default in settings.ini.')] = None,
-    artefact: ArtefactForm = None,
-    expect: ExpectVersion = None,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    artefact: ArtefactForm = None, expect: ExpectVersion = None, settings: SettingsFile = SETTINGS,
+    workdir: Workdir = HERE
 ):
     "Answer POST /predict until Ctrl-C or SIGTERM."
     s = settings_of(settings, workdir)

@@ -61,10 +61,8 @@ def models_show(
         e, folder = registry.entry(ref), registry.get(ref)
         t = table('', '', title=f"{e.name} version {e.version}{' (' + ', '.join(e.aliases) + ')' if e.aliases else ''}")
         for k, v in {
-            'bundle': e.bundle_version,
-            'folder': str(folder),
-            **dict(sorted(e.tags.items())),
-            **{k: f'{v:.4g}' for k, v in sorted(e.metrics.items())},
+            'bundle': e.bundle_version, 'folder': str(folder), **dict(sorted(e.tags.items())),
+            **{k: f'{v:.4g}' for k, v in sorted(e.metrics.items())}
         }.items():
             t.add_row(k, v)
         c.print(t)
@@ -73,11 +71,8 @@ def models_show(
 # %% ../../nbs/12_cli/13_models.ipynb #45100632
 @models.command('verify', epilog=epilog('sads models verify champion', 'sads models verify --bundle bundle'))
 def models_verify(
-    ref: _Ref = 'champion',
-    bundle: BundleFolder = None,
-    expect: ExpectVersion = None,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    ref: _Ref = 'champion', bundle: BundleFolder = None, expect: ExpectVersion = None,
+    settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     """Hash every file of a bundle against its manifest. And check its version and signature, where --expect or
     require_signature of settings.ini ask for them."""
@@ -103,10 +98,7 @@ def models_verify(
 )
 def models_sign(
     key: Annotated[Path, typer.Option('--key', metavar='PEM', help='Your private Ed25519 key.')],
-    ref: _Ref = 'champion',
-    bundle: BundleFolder = None,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    ref: _Ref = 'champion', bundle: BundleFolder = None, settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     "Sign a bundle with your own key. Its version stays the same; nothing is sent anywhere."
     from sads_jax.registry.bundle import bundle_version
@@ -121,10 +113,8 @@ def models_sign(
 # %% ../../nbs/12_cli/13_models.ipynb #21d3ad4f
 @models.command('promote', epilog=epilog('sads models promote 3', 'sads models promote 3f9a --alias candidate'))
 def models_promote(
-    ref: _Ref,
-    alias: Annotated[str, typer.Option(help='Alias to point at the version.')] = 'champion',
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    ref: _Ref, alias: Annotated[str, typer.Option(help='Alias to point at the version.')] = 'champion',
+    settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     """Make a version champion. `serve` and `predict` use it from then on; --alias points another name. First it must
     judge its golden photographs as it did when it was made."""

@@ -82,7 +82,8 @@ _Views = Annotated[Literal['each', 'all'],
 _Write = Annotated[Path|None, typer.Option(metavar='DIR', help='Write a copy of the bundle with the new threshold.')]
 
 def operate(bundle:BundlePosition=None, named:BundleOption=None, max_escape:_MaxEscape=None,
-        cost_escape:_CostEscape=None, cost_overkill:_CostOverkill=1., defective:_Defective=.02, views:_Views='each', write:_Write=None):
+        cost_escape:_CostEscape=None, cost_overkill:_CostOverkill=1., defective:_Defective=.02,
+        views:_Views='each', write:_Write=None):
     """The threshold that keeps a promise on escapes. With what it costs in overkill, how sure that is, and on how many
     parts it rests; refuses what the parts can't carry."""
     from sads_jax.registry.bundle import read_bundle, verify_bundle # pydantic and numpy, once it is clear what is asked

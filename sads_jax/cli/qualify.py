@@ -94,11 +94,8 @@ def finish(
         'sads qualify golden --bundle bundle --shots today/golden.csv --out shift.pdf'),
 )
 def qualify_golden(
-    bundle: _BundleDir = Path('bundle'),
-    shots: _Shots = None,
-    drift: _Drift = 0.01,
-    out: _OutFile = None,
-    settings: _SettingsFile = Path('settings.ini'),
+    bundle: _BundleDir = Path('bundle'), shots: _Shots = None, drift: _Drift = 0.01, out: _OutFile = None,
+    settings: _SettingsFile = Path('settings.ini')
 ):
     "Known photographs must be judged as they were. The check at the start of a shift; exit status 1 if it fails."
     finish([_golden(bundle, shots, drift, settings)], out, {'bundle': str(bundle)})
@@ -129,9 +126,7 @@ def qualify_repeatability(
 def qualify_agreement(
     ratings: Annotated[Path, typer.Argument(metavar='CSV', help='Columns part, rater, verdict.')],
     report: Annotated[Path | None, typer.Option('--report', metavar='PATH', help='Adds the model as a rater.')] = None,
-    part: _Part = None,
-    kappa: _Kappa = 0.75,
-    out: _OutFile = None,
+    part: _Part = None, kappa: _Kappa = 0.75, out: _OutFile = None
 ):
     "Model and people against each other and the truth. Cohen's and Fleiss' kappa, and each with their own second look."
     finish([_agreement(ratings, report, part, kappa)], out, {'ratings': str(ratings)})

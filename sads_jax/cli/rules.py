@@ -77,10 +77,8 @@ def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, b
     ),
 )
 def rules_test(
-    path: _RuleFile,
-    cases: Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')],
-    labels: _Labels = None,
-    bundle: _Bundle = None,
+    path: _RuleFile, cases: Annotated[Path, typer.Argument(metavar='CSV', help='Table of cases.')],
+    labels: _Labels = None, bundle: _Bundle = None
 ):
     "A table of cases against a rule file. Exit status 1 if one comes out otherwise."
     from sads_jax.domains.surface.cases import read_cases, run_case

@@ -59,11 +59,8 @@ def split(set_:SetOption=None, params:ParamsFile=PARAMS, settings:SettingsFile=S
 
 @stages_app.command(epilog=epilog('sads train', 'sads train --task detector -S detector.trainer.steps=200'))
 def train(
-    task: TaskName = None,
-    set_: SetOption = None,
-    params: ParamsFile = PARAMS,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    task: TaskName = None, set_: SetOption = None, params: ParamsFile = PARAMS, settings: SettingsFile = SETTINGS,
+    workdir: Workdir = HERE
 ):
     """Train the models. Writes models/; continues where a killed run stopped. Without --task it also learns what good
     parts look like."""
@@ -94,12 +91,8 @@ def _show_figures(figures, reports):
         'sads evaluate --model sads@champion -S data.kind=coco -S data.root=DIR      into judged/')
 )
 def evaluate(
-    bundle: BundleFolder = None,
-    model: ModelName = None,
-    set_: SetOption = None,
-    params: ParamsFile = PARAMS,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    bundle: BundleFolder = None, model: ModelName = None, set_: SetOption = None, params: ParamsFile = PARAMS,
+    settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     """Measure how good a model is. metrics.json, plots, report.html and explorer.html: escapes, overkill, AUROC, mAP,
     masks, with the counts."""
@@ -176,12 +169,8 @@ def _prepare_run(params, set_, workdir):
 # %% ../../nbs/12_cli/11_stages.ipynb #69f92f7c
 @stages_app.command(epilog=epilog('sads stage calibrate', 'sads stage train --task detector'))
 def stage(
-    name: Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STAGES))],
-    task: TaskName = None,
-    set_: SetOption = None,
-    params: ParamsFile = PARAMS,
-    settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE,
+    name: Annotated[str, typer.Argument(metavar='NAME', help=', '.join(_STAGES))], task: TaskName = None,
+    set_: SetOption = None, params: ParamsFile = PARAMS, settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     "One stage, as dvc.yaml calls it. `code` writes what the packages are made of, for DVC to compare."
     if name == 'code':

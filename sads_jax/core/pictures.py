@@ -45,11 +45,8 @@ def picture_bytes(
         cause = getattr(e, 'strerror', None) or e
         raise ImageError(f'cannot be read: {cause}', where=where, remedy='Check its permissions') from e
     if len(data) > most:
-        raise ImageError(
-            f'the file is larger than {most / 2**20:.0f} MiB',
-            where=where,
-            remedy='Save one photograph in a file of its own',
-        )
+        raise ImageError(f'the file is larger than {most / 2**20:.0f} MiB', where=where,
+            remedy='Save one photograph in a file of its own')
     return data
 
 # %% ../../nbs/00_core/45_pictures.ipynb #64d03a8c

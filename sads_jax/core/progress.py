@@ -29,8 +29,8 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeElapsedColumn, TimeRemainingColumn
-        columns = (TextColumn('{task.description:20}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[note]}'),
-            TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn('{task.description:20}'), BarColumn(), MofNCompleteColumn(),
+            TextColumn('{task.fields[note]}'), TimeElapsedColumn(), TimeRemainingColumn())
         self.bars, self.tasks = Progress(*columns, console=Console(file=stream, force_terminal=True)), {}
         self.bars.start()
 

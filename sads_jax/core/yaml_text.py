@@ -54,28 +54,19 @@ def compose_yaml(
 ) -> yaml.Node|None: # With lines; None if it says nothing
     "The tree of a YAML text before its values are made; `ParamsError` as `read_yaml`"
     if len(text) > _LARGEST:
-        raise ParamsError(
-            f'{len(text):,} characters of YAML, over the limit of {_LARGEST:,}',
-            where=where,
-            remedy='Name the right file',
-        )
+        raise ParamsError(f'{len(text):,} characters of YAML, over the limit of {_LARGEST:,}', where=where,
+            remedy='Name the right file')
     try: node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as e: raise _malformed(e, where) from e
     if node is not None and (n := _size(node, where, {})) > _MOST_NODES:
-        raise ParamsError(
-            f'{n:,} values once its references are written out, over the limit of {_MOST_NODES:,}',
-            where=where,
-            remedy='Write without references (*name)',
-        )
+        raise ParamsError(f'{n:,} values once its references are written out, over the limit of {_MOST_NODES:,}',
+            where=where, remedy='Write without references (*name)')
     return node
 
 def _malformed(e, where):
     mark = getattr(e, 'problem_mark', None)
-    return ParamsError(
-        f"not valid YAML: {getattr(e, 'problem', None) or e}",
-        where=f'{where}, line {mark.line + 1}' if mark else where,
-        remedy='Mind the indentation',
-    )
+    return ParamsError(f"not valid YAML: {getattr(e, 'problem', None) or e}",
+        where=f'{where}, line {mark.line + 1}' if mark else where, remedy='Mind the indentation')
 
 # %% ../../nbs/00_core/15_yaml_text.ipynb #a8e72322
 def _size(node, where, known):
@@ -99,11 +90,8 @@ def _no_key_twice(node, where):
         if not isinstance(key, yaml.ScalarNode): continue
         line = key.start_mark.line + 1
         if key.value in lines:
-            raise ParamsError(
-                f'{key.value!r} is given twice, in line {lines[key.value]} and in line {line}',
-                where=where,
-                remedy='Join the two, or remove one',
-            )
+            raise ParamsError(f'{key.value!r} is given twice, in line {lines[key.value]} and in line {line}',
+                where=where, remedy='Join the two, or remove one')
         lines[key.value] = line
 
 def _unshared(tree, where):

@@ -230,10 +230,7 @@ class Part(NamedTuple):
     height: int # of its photographs [px]
     width: int
 
-def plan_parts(
-    spec:SyntheticSpec,
-    seed:int,
-) -> tuple[Part, ...]:
+def plan_parts(spec:SyntheticSpec, seed:int) -> tuple[Part, ...]:
     "What each of `spec.n_parts` parts will be; size, surface and lot are independent of its being defective"
     rng, n = _rng(seed, 1), spec.n_parts
     bad = np.zeros(n, bool)

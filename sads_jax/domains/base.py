@@ -48,24 +48,14 @@ class Pipeline(Protocol):
         "Inspect one photograph; `ImageError` if it can't be read"
 
     def run_inference(
-        self,
-        srcs: Sequence[Photo],
-        *,
-        part_ids: Sequence[str | None] | None = None,
-        names: Sequence[str | None] | None = None,
-        batch_size: int = 8,
-        on_error: str = 'raise',
+        self, srcs: Sequence[Photo], *, part_ids: Sequence[str | None] | None = None,
+        names: Sequence[str | None] | None = None, batch_size: int = 8, on_error: str = 'raise'
     ) -> list[InspectionReport | SADSError]:
         "Inspect many, in order; with on_error 'return' an error takes the place of its report"
 
     def stream(
-        self,
-        srcs: Sequence[Photo],
-        *,
-        part_ids: Sequence[str | None] | None = None,
-        names: Sequence[str | None] | None = None,
-        batch_size: int = 8,
-        on_error: str = 'raise',
+        self, srcs: Sequence[Photo], *, part_ids: Sequence[str | None] | None = None,
+        names: Sequence[str | None] | None = None, batch_size: int = 8, on_error: str = 'raise'
     ) -> Iterator[InspectionReport | SADSError]:
         "As `run_inference`, a report as soon as it is there"
 

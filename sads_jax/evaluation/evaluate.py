@@ -40,6 +40,7 @@ class Inspector(Protocol):
     "What an evaluation needs of a pipeline; `SADSPipeline` is one"
     model_version: str
     rules_version: str
+    threshold: float # on image scores, 0..1
     categories: Sequence[str] # class names, in the order of `Findings.label_scores`
 
     def inspect(self, srcs:Sequence[Path]) -> Sequence[tuple[InspectionReport|SADSError, Findings, Placement,
@@ -154,8 +155,8 @@ def _results(metrics, categories):
 
 def _facts(pipeline):
     "What a pipeline says of itself"
-    facts = dict(model_version=pipeline.model_version, rules_version=pipeline.rules_version)
-    return facts | (dict(threshold=pipeline.postprocessor.threshold) if hasattr(pipeline, 'postprocessor') else {})
+    return dict(model_version=pipeline.model_version, rules_version=pipeline.rules_version,
+        threshold=pipeline.threshold)
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #aa36b894
 # what every evaluation asks
@@ -275,9 +276,7 @@ def curve_tables(
               r.report.verdict.value) for r in e.rows]))
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #aac64856
-def threshold_of(
-    evaluation:Evaluation,
-) -> float|None:
+def threshold_of(evaluation:Evaluation,) -> float|None:
     "The threshold in use, where the evaluation knows it"
     t = evaluation.context.get('threshold')
     t = t.get('threshold') if isinstance(t, dict) else t

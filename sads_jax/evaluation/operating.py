@@ -317,9 +317,7 @@ def write_calibration(
     w.writerows((r.image, r.part, int(r.defective), '|'.join(r.classes), f'{r.score:.4f}') for r in rows)
     write_whole(path, text.getvalue())
 
-def read_calibration(
-    path:str|Path,
-) -> list[CalibrationRow]:
+def read_calibration(path:str|Path,) -> list[CalibrationRow]:
     "What `write_calibration` wrote; `DataError` naming the line that can't be read"
     try: lines = list(csv.reader(Path(path).read_text().splitlines()))
     except FileNotFoundError as e:

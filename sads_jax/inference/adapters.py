@@ -33,9 +33,7 @@ from ..ops.regions import components
 # %% ../../nbs/05_inference/10_adapters.ipynb #cf9c891e
 OutputAdapterFactory = Factory('output_adapter')
 
-def known(
-    x:Float[ArrayLike, "*n"],
-) -> Float[Array, "*n"]:
+def known(x:Float[ArrayLike, "*n"],) -> Float[Array, "*n"]:
     "`x`, with NaN where it is not finite: a sigmoid would make a plain 0 or 1 of infinity"
     return jnp.where(jnp.isfinite(x), x, jnp.nan)
 

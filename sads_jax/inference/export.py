@@ -72,20 +72,14 @@ def load_program(
     have = jax.default_backend()
     here = {'gpu': 'cuda'}.get(have, have)
     if here not in program.platforms:
-        raise BundleError(
-            f'exported for {", ".join(program.platforms)}, but this machine has {here}',
-            where=where,
-            remedy=f'Export it with platforms including {here!r}',
-        )
+        raise BundleError(f'exported for {", ".join(program.platforms)}, but this machine has {here}', where=where,
+            remedy=f'Export it with platforms including {here!r}')
     vet_program(program, where)
     if fits: fits(program)
     def run(params, images):
         if missing := [k for k in names if k not in params]:
-            raise BundleError(
-                f'the weights lack {", ".join(missing[:3])}',
-                where=where,
-                remedy='Program and weights come from different models',
-            )
+            raise BundleError(f'the weights lack {", ".join(missing[:3])}', where=where,
+                remedy='Program and weights come from different models')
         out = program.call({k: params[k] for k in names}, images)
         return outputs(*out) if outputs else out
     return run

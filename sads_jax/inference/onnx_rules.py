@@ -76,26 +76,9 @@ def translate(
     return helper.make_model(graph, ir_version=_IR, opset_imports=opset, producer_name='sads_jax')
 
 # %% ../../nbs/05_inference/24_onnx_rules.ipynb #5b52a887
-_SAME = {
-    'add': 'Add',
-    'sub': 'Sub',
-    'mul': 'Mul',
-    'max': 'Max',
-    'min': 'Min',
-    'abs': 'Abs',
-    'neg': 'Neg',
-    'sign': 'Sign',
-    'floor': 'Floor',
-    'exp': 'Exp',
-    'log': 'Log',
-    'sqrt': 'Sqrt',
-    'logistic': 'Sigmoid',
-    'eq': 'Equal',
-    'lt': 'Less',
-    'le': 'LessOrEqual',
-    'gt': 'Greater',
-    'ge': 'GreaterOrEqual',
-}
+_SAME = {'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'max': 'Max', 'min': 'Min', 'abs': 'Abs', 'neg': 'Neg',
+    'sign': 'Sign', 'floor': 'Floor', 'exp': 'Exp', 'log': 'Log', 'sqrt': 'Sqrt', 'logistic': 'Sigmoid', 'eq': 'Equal',
+    'lt': 'Less', 'le': 'LessOrEqual', 'gt': 'Greater', 'ge': 'GreaterOrEqual'}
 _LOGIC = {'and': 'And', 'or': 'Or', 'not': 'Not'}
 
 @rule(*_SAME)
@@ -209,13 +192,8 @@ def _pad(g, e, x, value):
     return g('Pad', x, np.int64(low + high), value)
 
 # %% ../../nbs/05_inference/24_onnx_rules.ipynb #f5da3125
-_REDUCE = {
-    'reduce_sum': 'ReduceSum',
-    'reduce_max': 'ReduceMax',
-    'reduce_min': 'ReduceMin',
-    'reduce_or': 'ReduceMax',
-    'reduce_and': 'ReduceMin',
-}
+_REDUCE = {'reduce_sum': 'ReduceSum', 'reduce_max': 'ReduceMax', 'reduce_min': 'ReduceMin', 'reduce_or': 'ReduceMax',
+    'reduce_and': 'ReduceMin'}
 
 @rule(*_REDUCE)
 def _reduce(g, e, x):
@@ -230,10 +208,8 @@ def _any(g, x, axes, op='ReduceMax'): return g.cast(g(op, g.cast(x, np.int32), n
 @rule('argmax')
 def _argmax(g, e, x):
     axis, = e.params['axes']
-    return g.cast(
-        g('ArgMax', g.cast(x, np.int32) if e.invars[0].aval.dtype == bool else x, axis=int(axis), keepdims=0),
-        e.params['index_dtype'],
-    )
+    return g.cast(g('ArgMax', g.cast(x, np.int32) if e.invars[0].aval.dtype == bool else x, axis=int(axis), keepdims=0),
+        e.params['index_dtype'])
 
 @rule('cumsum')
 def _cumsum(g, e, x): return g('CumSum', x, np.int64(e.params['axis']), reverse=int(e.params['reverse']))
@@ -277,15 +253,8 @@ def _conv(g, e, x, kernel):
     if set(p['lhs_dilation']) != {1} or p['batch_group_count'] != 1:
         raise unsupported('a transposed or batched convolution', e)
     low, high = zip(*p['padding'])
-    out = g(
-        'Conv',
-        g.turn(x, at.lhs_spec),
-        g.turn(kernel, at.rhs_spec),
-        strides=[*p['window_strides']],
-        dilations=[*p['rhs_dilation']],
-        pads=[int(n) for n in low + high],
-        group=p['feature_group_count'],
-    )
+    out = g('Conv', g.turn(x, at.lhs_spec), g.turn(kernel, at.rhs_spec), strides=[*p['window_strides']],
+        dilations=[*p['rhs_dilation']], pads=[int(n) for n in low + high], group=p['feature_group_count'])
     return g.turn(out, np.argsort(at.out_spec))
 
 def _depthwise(g, e, x, kernel):
@@ -295,14 +264,8 @@ def _depthwise(g, e, x, kernel):
     pads = [max((m - 1)*s + k - n, 0) for n, m in ((h, rows), (w, cols))]
     return _nhwc(
         g,
-        g(
-            'Conv',
-            _nchw(g, x),
-            g.reshape(g.turn(kernel, (2, 0, 1)), (c, 1, k, k)),
-            group=c,
-            strides=[s, s],
-            pads=[*(p // 2 for p in pads), *(p - p // 2 for p in pads)],
-        ),
+        g('Conv', _nchw(g, x), g.reshape(g.turn(kernel, (2, 0, 1)), (c, 1, k, k)), group=c, strides=[s, s],
+            pads=[*(p // 2 for p in pads), *(p - p // 2 for p in pads)]),
     )
 FUNCTIONS['depthwise'] = _depthwise
 
@@ -326,12 +289,8 @@ def _first(g, index, e, lead, size, axes, batched, *, clip):
         inside = _any(
             g, g('And', g('GreaterOrEqual', index, np.int64(0)), g('LessOrEqual', index, last)), [-1], 'ReduceMin'
         )
-    row = g(
-        'ReduceSum',
-        g('Mul', index, np.int64([stride[a] if i else 0 for a, i in zip(axes, inner)])),
-        np.int64([-1]),
-        keepdims=0,
-    )
+    row = g('ReduceSum', g('Mul', index, np.int64([stride[a] if i else 0 for a, i in zip(axes, inner)])),
+        np.int64([-1]), keepdims=0)
     for a, b in batched:
         row = g('Add', row, (np.arange(lead[a]) * stride[a]).reshape([-1 if i == b else 1 for i in range(len(shape))]))
     return row, inside
@@ -351,16 +310,8 @@ def _gather(g, e, x, index):
     kept = [a for a in range(len(shape)) if a not in (*d.collapsed_slice_dims, *d.operand_batching_dims)]
     k = _lead(shape, p['slice_sizes'], kept)
     lead, kept = shape[:k], [a for a in kept if a < k]
-    first, inside = _first(
-        g,
-        index,
-        e,
-        lead,
-        p['slice_sizes'],
-        d.start_index_map,
-        [*zip(d.operand_batching_dims, d.start_indices_batching_dims)],
-        clip='FILL' not in str(p['mode']),
-    )
+    first, inside = _first(g, index, e, lead, p['slice_sizes'], d.start_index_map,
+        [*zip(d.operand_batching_dims, d.start_indices_batching_dims)], clip='FILL' not in str(p['mode']))
     rows, window = _rows(g, first, inside, 0, e, lead, p['slice_sizes'], kept)
     got = g('Gather', g.reshape(x, (int(np.prod(lead)), int(np.prod(shape[k:])))), rows, axis=0)
     n = e.invars[1].aval.shape[:-1]
@@ -368,10 +319,8 @@ def _gather(g, e, x, index):
         got = _either(
             g, g.reshape(inside, [*n, *[1] * (len(window) + 1)]), _fill(p['fill_value'], out.dtype), got, out.dtype
         )
-    return g.turn(
-        g.reshape(got, [*n, *window, *shape[k:]]),
-        np.argsort([*(a for a in range(len(out.shape)) if a not in d.offset_dims), *d.offset_dims]),
-    )
+    return g.turn(g.reshape(got, [*n, *window, *shape[k:]]),
+        np.argsort([*(a for a in range(len(out.shape)) if a not in d.offset_dims), *d.offset_dims]))
 
 def _fill(value, dtype):
     "What a gather reads outside, where nothing was said: not a number, or the integer that is farthest out"
@@ -382,39 +331,22 @@ def _fill(value, dtype):
 # %% ../../nbs/05_inference/24_onnx_rules.ipynb #93c8a26c
 @rule('scatter', 'scatter-add', 'scatter-min', 'scatter-max')
 def _scatter(g, e, x, index, new):
-    how, d, shape, news = (
-        e.primitive.name.removeprefix('scatter').removeprefix('-'),
-        e.params['dimension_numbers'],
-        e.invars[0].aval.shape,
-        e.invars[2].aval.shape,
-    )
-    kept, size = (
-        [a for a in range(len(shape)) if a not in (*d.inserted_window_dims, *d.operand_batching_dims)],
-        [1] * len(shape),
-    )
+    how, d, shape, news = (e.primitive.name.removeprefix('scatter').removeprefix('-'), e.params['dimension_numbers'],
+        e.invars[0].aval.shape, e.invars[2].aval.shape)
+    kept, size = ([a for a in range(len(shape)) if a not in (*d.inserted_window_dims, *d.operand_batching_dims)],
+        [1] * len(shape))
     for a, b in zip(kept, d.update_window_dims): size[a] = news[b]
     k = len(shape) if how else _lead(shape, size, kept)
     lead, kept, unit = shape[:k], [a for a in kept if a < k], int(np.prod(shape[k:]))
     total = int(np.prod(lead))
-    first, inside = _first(
-        g,
-        index,
-        e,
-        lead,
-        size,
-        d.scatter_dims_to_operand_dims,
-        [*zip(d.operand_batching_dims, d.scatter_indices_batching_dims)],
-        clip='CLIP' in str(e.params['mode']),
-    )
+    first, inside = _first(g, index, e, lead, size, d.scatter_dims_to_operand_dims,
+        [*zip(d.operand_batching_dims, d.scatter_indices_batching_dims)], clip='CLIP' in str(e.params['mode']))
     rows, _ = _rows(g, first, inside, total, e, lead, size, kept)
     new = g.reshape(
         g.turn(new, [*(a for a in range(len(news)) if a not in d.update_window_dims), *d.update_window_dims]),
-        (-1, unit),
-    )
-    data, rows = (
-        g('Concat', g.reshape(x, (total, unit)), np.zeros((1, unit), e.invars[0].aval.dtype), axis=0),
-        g.reshape(rows, (-1, 1)),
-    )
+        (-1, unit))
+    data, rows = (g('Concat', g.reshape(x, (total, unit)), np.zeros((1, unit), e.invars[0].aval.dtype), axis=0),
+        g.reshape(rows, (-1, 1)))
     done = g('ScatterElements', data, rows, new, axis=0, reduction=how) if how else g('ScatterND', data, rows, new)
     return g.reshape(g('Slice', done, np.int64([0]), np.int64([total]), np.int64([0])), shape)
 
@@ -434,12 +366,8 @@ def _dynamic_slice(g, e, x, *at):
 def _dynamic_update_slice(g, e, x, new, *at):
     size = e.invars[1].aval.shape
     if size == e.invars[0].aval.shape: return new
-    return g(
-        'ScatterND',
-        x,
-        g('Add', np.stack(np.meshgrid(*map(np.arange, size), indexing='ij'), -1), _corner(g, e, size, at)),
-        new,
-    )
+    return g('ScatterND', x,
+        g('Add', np.stack(np.meshgrid(*map(np.arange, size), indexing='ij'), -1), _corner(g, e, size, at)), new)
 
 # %% ../../nbs/05_inference/24_onnx_rules.ipynb #2409017b
 def _loop(g, state, avals, step, *, times=None, first=None):
@@ -449,12 +377,9 @@ def _loop(g, state, avals, step, *, times=None, first=None):
     new, more = step(names)
     made = [g('Identity', v) for v in (on if more is None else more, *new)]
     flag = lambda name: helper.make_tensor_value_info(name, g.kind(bool), ())
-    body = helper.make_graph(
-        g.nodes,
-        g.fresh(),
+    body = helper.make_graph(g.nodes, g.fresh(),
         [helper.make_tensor_value_info(i, g.kind(np.int64), ()), flag(on), *map(g.tensor, names, avals)],
-        [flag(made[0]), *map(g.tensor, made[1:], avals)],
-    )
+        [flag(made[0]), *map(g.tensor, made[1:], avals)])
     g.nodes, out = outer, [g.fresh() for _ in state]
     known = lambda v: '' if v is None else g.name(v)
     g.nodes.append(helper.make_node('Loop', [known(times), known(first), *map(g.name, state)], out, body=body))
@@ -481,10 +406,5 @@ def _while(g, e, *x):
 def _scan(g, e, *x):
     n, carried = e.params['num_consts'], e.params['num_carry']
     if len(x) > n + carried or len(e.outvars) > carried: raise unsupported('a scan that reads or stacks arrays', e)
-    return _loop(
-        g,
-        x[n:],
-        [v.aval for v in e.outvars],
-        lambda state: (walk(g, e.params['jaxpr'], [*x[:n], *state]), None),
-        times=np.int64(e.params['length']),
-    )
+    return _loop(g, x[n:], [v.aval for v in e.outvars],
+        lambda state: (walk(g, e.params['jaxpr'], [*x[:n], *state]), None), times=np.int64(e.params['length']))

@@ -97,12 +97,8 @@ def stage_outputs(
     found = pipeline.inspect([photo])[0]
     if isinstance(found.report, SADSError): raise found.report
     canvases = [c for c, _ in pipeline.predictor.place([photo])]
-    return {
-        'canvases': canvases,
-        'digest': canvas_digest(canvases),
-        'map': np.asarray(found.findings.defect_map, np.float32),
-        'report': found.report,
-    }
+    return {'canvases': canvases, 'digest': canvas_digest(canvases),
+        'map': np.asarray(found.findings.defect_map, np.float32), 'report': found.report}
 
 # %% ../../nbs/05_inference/40_parity.ipynb #cc000005
 def _paired(a, b):

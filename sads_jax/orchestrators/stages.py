@@ -77,7 +77,8 @@ def split(
 ) -> dict[str, tuple[int, ...]]: # Image ids of each split
     "Part-grouped split with its audit; `DataError` where one cannot be made or would leak"
     data = read_coco(dataset)
-    thumbnails = splits.read_thumbnails(data, progress=lambda items: progress.track(items, 'look at photographs', len(items)))
+    counted = lambda items: progress.track(items, 'look at photographs', len(items))
+    thumbnails = splits.read_thumbnails(data, progress=counted)
     twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
     dealt = splits.split_parts(data, spec, seed, twins)
     if not any(data.by_id[i].defective is not None for i in dealt['calibration']): raise _nothing_to_calibrate()
@@ -358,13 +359,8 @@ def judge_bundle(
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #a7376a9e
 def evaluate(
-    *,
-    params:Params,
-    settings:Settings,
-    at:Places,
-    domain:Domain,
-    track:Callable[..., AbstractContextManager],
-    progress:Progress,
+    *, params:Params, settings:Settings, at:Places, domain:Domain, track:Callable[..., AbstractContextManager],
+    progress:Progress
 ) -> Evaluation:
     "Judge the finished bundle on the test split"
     data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')

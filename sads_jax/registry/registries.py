@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from ..core.errors import BundleError, RegistryError
 from ..core.files import locked, sweep, whole_files
 from .bundle import attach_metrics, bundle_version, verify_bundle
-from .trackers import _experiment, _mlflow_client, flat_metrics
+from .trackers import find_experiment, mlflow_client, flat_metrics
 
 # %% ../../nbs/08_registry/30_registries.ipynb #2ce3aa85
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class RegistryEntry:
 class Registry(Protocol):
     "What every registry can do; `ref` is an alias, a version number or a bundle version"
     def register(
-        self,
-        bundle: str | Path,
-        tags: Mapping[str, str] | None = None,
-        alias: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
+        self, bundle: str | Path, tags: Mapping[str, str] | None = None, alias: str | None = None,
+        metrics: Mapping[str, Any] | None = None
     ) -> RegistryEntry:
         "Take in a bundle; the same bundle twice is one version"
     def entry(self, ref:str|int='champion') -> RegistryEntry:
@@ -159,7 +156,7 @@ class MLflowRegistry:
     def _record(self, version, tags, metrics):
         "The MLflow run beside a version"
         client = self._client
-        experiment = _experiment(client, self.model_name, None if self._file is None else self.artifacts/'runs')
+        experiment = find_experiment(client, self.model_name, None if self._file is None else self.artifacts/'runs')
         run = self._call('create_run', experiment, run_name=version, tags=tags).info.run_id
         for k, v in flat_metrics(metrics or {}).items():
             if _finite(v): self._call('log_metric', run, _metric_name(k), v)
@@ -260,7 +257,7 @@ class MLflowRegistry:
 # %% ../../nbs/08_registry/30_registries.ipynb #3548daa7
 def _open(uri):
     "A client whose tables are there"
-    client = _mlflow_client(uri)
+    client = mlflow_client(uri)
     client.search_registered_models(max_results=1)
     return client
 

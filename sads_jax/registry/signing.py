@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import BundleError, SADSError
 from ..core.files import write_whole
 from ..core.point import strict_json
-from .bundle import _dumps, _manifest, seal_bundle, verify_bundle
+from .bundle import manifest_text, read_manifest, seal_bundle, verify_bundle
 from .layout import check_file
 
 # %% ../../nbs/08_registry/14_signing.ipynb #08dfcc93
@@ -62,7 +62,7 @@ def key_id(
     "The first digits of the sha256 of a public key, to tell keys apart by"
     return hashlib.sha256(_raw(public)).hexdigest()[:16]
 
-def _message(files): return _CONTEXT + _dumps(files).encode()
+def _message(files): return _CONTEXT + manifest_text(files).encode()
 
 # %% ../../nbs/08_registry/14_signing.ipynb #b757c4f3
 def sign_bundle(
@@ -74,10 +74,11 @@ def sign_bundle(
     folder = Path(folder)
     verify_bundle(folder)
     private = _private(key, password)
-    signature = private.sign(_message(_manifest(folder)['files']))
+    signature = private.sign(_message(read_manifest(folder)['files']))
     public = private.public_key()
     write_whole(folder / _NAME,
-        _dumps({'algorithm': 'Ed25519', 'key': key_id(public), 'signature': base64.b64encode(signature).decode()}))
+        manifest_text({'algorithm': 'Ed25519', 'key': key_id(public),
+            'signature': base64.b64encode(signature).decode()}))
     seal_bundle(folder)
     return key_id(public)
 
@@ -104,7 +105,7 @@ def verify_signature(
     if tree['key'] != key_id(key):
         raise BundleError(f"signed with key {tree['key']!r}, but {key_id(key)} is required"[:200], where=path,
             remedy=remedy)
-    try: key.verify(base64.b64decode(tree['signature'], validate=True), _message(_manifest(folder)['files']))
+    try: key.verify(base64.b64decode(tree['signature'], validate=True), _message(read_manifest(folder)['files']))
     except (InvalidSignature, ValueError, TypeError) as e:
         raise BundleError(f'the signature with key {key_id(key)} is not for these files', where=path,
             remedy=remedy) from e

@@ -98,15 +98,13 @@ def _document(app:FastAPI, version:str):
     app.openapi = openapi
 
 # %% ../../nbs/09_serving/20_server.ipynb #5a36fb8f
-def answers(
-    host:str,
-    port:int,
-) -> bool:
+def answers(host:str, port:int) -> bool:
     "Whether something listens there"
     try: socket.create_connection((host, port), .5).close()
     except OSError: return False
     return True
 
+# %% ../../nbs/09_serving/20_server.ipynb #d27e84e3
 class SADSServer(ls.LitServer):
     "LitServe's server, with orderly ends"
     on_ready: Callable[[], None]|None = None # called once a worker is ready and the port answers
@@ -143,6 +141,7 @@ class SADSServer(ls.LitServer):
                     remedy='Its log is above; sads doctor shows what this machine has')
             time.sleep(.05)
 
+# %% ../../nbs/09_serving/20_server.ipynb #e1ac5fb0
 def make_server(
     load:Callable[[], Any], # Picklable; returns a `SADSPipeline`, in the worker
     settings:Settings, # Batching and limits

@@ -174,15 +174,9 @@ def pretrain(
 
     batch = _batches(photographs, seed)
     width = jax.eval_shape(lambda w: describe(maps(w, jnp.zeros((1, side, side, 3)))), weights).shape[-1]
-    learnt, _ = fit(
-        weights | projection(jax.random.key(seed), width),
-        loss,
-        batch,
-        seed=seed,
-        on_step=on_step,
+    learnt, _ = fit(weights | projection(jax.random.key(seed), width), loss, batch, seed=seed, on_step=on_step,
         schedule=replace(schedule, steps=steps, patience=0),
-        checkpoints=checkpoints and Path(checkpoints) / 'pretraining',
-    )
+        checkpoints=checkpoints and Path(checkpoints) / 'pretraining')
     learnt = {k: learnt[k] for k in weights}
     if kept:
         mark(kept.parent)

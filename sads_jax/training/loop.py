@@ -90,11 +90,8 @@ class _Judge:
 
     def count(self, step):
         "What a resumed run must know beside the weights"
-        return {
-            'step': jnp.int32(step),
-            'best_score': jnp.float32(self.score),
-            'since_best': jnp.int32(self.since_best),
-        }
+        return {'step': jnp.int32(step), 'best_score': jnp.float32(self.score),
+            'since_best': jnp.int32(self.since_best)}
 
 # %% ../../nbs/04_training/20_loop.ipynb #abc10608
 def _digest(state):

@@ -33,11 +33,7 @@ def map_loss(
     has = size > 0
     return focal_weight*focal + 2*bce.mean() + (dice*has).sum()/jnp.maximum(has.sum(), 1)
 
-def name_loss(
-    logits:Float[ArrayLike, "n l"],
-    labels:Int[ArrayLike, " n"],
-    smoothing:float=.1,
-) -> Float[Array, ""]:
+def name_loss(logits:Float[ArrayLike, "n l"], labels:Int[ArrayLike, " n"], smoothing:float=.1) -> Float[Array, ""]:
     "Cross-entropy with smoothed labels (Szegedy et al. 2016)"
     target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, target).mean()

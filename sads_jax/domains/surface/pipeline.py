@@ -114,13 +114,8 @@ class SADSPipeline:
         return list(self.stream(srcs, part_ids=part_ids, names=names, batch_size=batch_size, on_error=on_error))
 
     def stream(
-        self,
-        srcs:Sequence[Photo],
-        *,
-        part_ids:Sequence[str|None]|None=None,
-        names:Sequence[str|None]|None=None,
-        batch_size:int=8,
-        on_error:Literal['raise', 'return']='raise',
+        self, srcs:Sequence[Photo], *, part_ids:Sequence[str|None]|None=None, names:Sequence[str|None]|None=None,
+        batch_size:int=8, on_error:Literal['raise', 'return']='raise'
     ) -> Iterator[InspectionReport|SADSError]:
         """`run_inference`, a report as soon as it is there. While a batch is judged the next one is decoded; never are
         more than two batches of photographs in memory"""

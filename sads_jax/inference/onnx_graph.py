@@ -67,11 +67,11 @@ class Graph:
         "Another dtype"
         return self('Cast', x, to=self.kind(dtype))
 
-    def reshape(self, x:Value, shape:Sequence[int]) -> str:
+    def reshape(self, x:Value, shape:Sequence|np.ndarray) -> str:
         "Another shape"
         return self('Reshape', x, np.array(shape, np.int64))
 
-    def turn(self, x:Value, order:Sequence[int]) -> Value:
+    def turn(self, x:Value, order:Sequence|np.ndarray) -> Value:
         "Another order of axes"
         return x if list(order) == list(range(len(order))) else self('Transpose', x, perm=[int(i) for i in order])
 

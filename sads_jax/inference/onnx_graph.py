@@ -67,12 +67,12 @@ class Graph:
         "Another dtype"
         return self('Cast', x, to=self.kind(dtype))
 
-    def reshape(self, x:Value, shape:Sequence[int]) -> str:
-        "Another shape"
+    def reshape(self, x:Value, shape:Sequence|np.ndarray) -> str:
+        "Another shape: [N] numbers, one for each axis"
         return self('Reshape', x, np.array(shape, np.int64))
 
-    def turn(self, x:Value, order:Sequence[int]) -> Value:
-        "Another order of axes"
+    def turn(self, x:Value, order:Sequence|np.ndarray) -> Value:
+        "Another order of axes: [N] numbers, where each comes from"
         return x if list(order) == list(range(len(order))) else self('Transpose', x, perm=[int(i) for i in order])
 
     def tensor(self, name:str, aval:Any) -> Any: # Has dtype and shape -> onnx.ValueInfoProto

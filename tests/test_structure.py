@@ -90,7 +90,8 @@ def cells():
 
 def test_lines_of_notebooks_fit_a_screen():
     "ruff looks at the rest; in a module it would also meet what nbdev writes"
-    wide = [f'{path} {cell}: {line[:60]}' for path, cell, text in cells() for line in text.splitlines() if len(line) > 120]
+    wide = [f'{path} {cell}: {line[:60]}' for path, cell, text in cells() for line in text.splitlines()
+        if len(line) > 120]
     assert not wide, wide
 
 def test_cells_fit_a_screen():

@@ -1,7 +1,6 @@
 "The figures of reports/metrics.json that a person asks for first, and where the report is."
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 from sads_jax.evaluation.evaluate import summary
 
@@ -9,8 +8,7 @@ REPORTS = Path('reports')
 
 def rows() -> list[tuple[str, str]]:
     "Name and value, from what the last run wrote"
-    metrics = json.loads((REPORTS/'metrics.json').read_text())
-    return summary(SimpleNamespace(metrics=metrics))
+    return summary(json.loads((REPORTS/'metrics.json').read_text()))
 
 if __name__ == '__main__':
     table = rows()

@@ -27,6 +27,7 @@ from ..core.files import whole_folder, write_whole
 from ..core.params import DecisionSpec, EvaluateSpec, Params, dump_params, parse_params
 from ..core.point import OperatingPoint, Preprocess, read_labels, read_record, strict_json, strict_yaml
 from ..core.settings import Settings, load_settings
+from ..core.templates import render
 from ..core.types import Findings
 from ..domains.base import DomainFactory, Pipeline
 from .layout import bundle_files, check_file, check_table, inner_name
@@ -201,40 +202,9 @@ def params_hash(
     return hashlib.sha256(dump_params(portable_params(params)).encode()).hexdigest()[:16]
 
 def _card(labels, decision, data, params, code):
-    chosen, spec = decision.get('chosen') or {}, params.decision
-    lines = [
-        f"# Surface inspection model for {', '.join(labels)}",
-        '',
-        "Finds, names and outlines defects on photographs and decides PASS, REVIEW or FAIL.",
-        '',
-        f"- Domain: `{params.domain.kind}`",
-        f"- Data: `{data.get('kind', '?')}`, fingerprint `{str(data.get('fingerprint', '?'))[:16]}`; photographs in "
-        "each split: "
-        + ', '.join(f'{k} {v}' for k, v in (data.get('splits') or {}).items()),
-        f"- Photographs become canvases of {', '.join(f'{h} x {w}' for h, w in params.image.buckets)} px (height x "
-        "width), scaled without distortion and padded"
-        + (
-            f'; large ones are cut into tiles that overlap by {params.image.tile.overlap} px, at '
-            f'{params.image.tile.scale:g} of their resolution'
-            if params.image.tile
-            else ''
-        ),
-        f"- {chosen.get('text') or 'Threshold ' + format(decision['threshold'], '.4f')}",
-        *(f"- {chosen[k]['text']}" for k in ('anomaly', 'gate') if k in chosen),
-        f"- Rules `{decision['rules_version']}`: {', '.join(r.name for r in spec.rules) or 'none'}; "
-        + (f'{spec.mm_per_px:g} mm per pixel' if spec.mm_per_px else 'no scale known, so sizes are in pixels'),
-        f"- Trainers: detector {params.detector.trainer.kind}, classifier {params.classifier.trainer.kind}, segmenter "
-        f"{params.segmenter.trainer.kind}; seed {params.seed}",
-        f"- Written by sads_jax {code.get('package', '?')}, source `{code.get('source', '?')}`",
-        '',
-        'It knows the surfaces and lights it was trained on and was measured on parts of the same kind. Other parts, '
-        'cameras or lights:',
-        '`sads evaluate --bundle DIR -S data.kind=... -S data.root=...` before trusting it.',
-        '',
-        'Serve it: `sads serve --bundle DIR`. Figures, where they were registered with it: metrics.json.',
-        '',
-    ]
-    return '\n'.join(lines)
+    "What a person should know of a bundle before trusting it, as Markdown"
+    return render('registry/templates/card.md.jinja', labels=labels, decision=decision, data=data, params=params,
+        code=code, chosen=decision.get('chosen') or {}) + '\n'
 
 # %% ../../nbs/08_registry/10_bundle.ipynb #d64f7eef
 def write_bundle(

@@ -2,6 +2,7 @@
 import base64
 import concurrent.futures
 import io
+import json
 import os
 import signal
 import socket
@@ -156,6 +157,9 @@ def test_a_bad_image_is_answered_alone(server):
         (400, {'content': b'nonsense', 'headers': {'content-type': 'multipart/form-data'}}),
         (415, {'content': b'\x89PNG', 'headers': {'content-type': 'image/png'}}), (415, {}),
         (422, {'json': {'image': ''}}), (422, {'files': {'file': ('x.png', b'')}}),
+        (400, {'files': [('file', ('a.png', b'x')), ('file', ('b.png', b'x'))]}),
+        (400, {'files': {'file': ('a.png', b'x')}, 'data': {'lot': 'x'}}),
+        (400, {'content': b'{"image": "", "image": ""}', 'headers': {'content-type': 'application/json'}}),
         (413, {'files': {'file': ('big.png', bytes(5 * 2**20))}}),
         (413, {'content': bytes(7 * 2**20), 'headers': {'content-type': 'application/json'}})],
 )
@@ -168,6 +172,12 @@ def test_malformed_requests_are_the_clients_fault_and_say_why(server, status, kw
         and r.json()['where']
         and 'Traceback' not in r.text
     )
+
+def test_a_flood_of_fields_is_answered_at_once_and_not_sent_back(server):
+    body = json.dumps({f'field {i}': i for i in range(200_000)}).encode()
+    start = time.monotonic()
+    r = httpx.post(f'{server[0]}/predict', content=body, headers={'content-type': 'application/json'}, timeout=30)
+    assert r.status_code == 400 and len(r.content) < 1000 and time.monotonic() - start < 3
 
 def test_documents_itself(server):
     doc = httpx.get(f'{server[0]}/openapi.json').json()

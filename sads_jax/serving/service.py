@@ -71,18 +71,28 @@ def error_response(
 # %% ../../nbs/09_serving/10_service.ipynb #91fefc20
 _HOW = 'Send multipart/form-data with a part named `file`, or JSON {"image": "<base64>", "part_id": "…"}'
 
+_QUOTES = 256 # quotation marks, or brackets, of a JSON body: base64 has none, so counting is cheaper than reading
+
+def _each_once(pairs):
+    "An object whose keys are all different; `ValueError`"
+    d = dict(pairs)
+    if len(d) < len(pairs): raise ValueError('a key is given twice')
+    return d
+
 def parse_json(
     body:bytes, # UTF-8 JSON {image: base64, part_id}
     max_bytes:int, # Largest image accepted [bytes]
 ) -> Photograph:
     "A JSON request; `BadRequest` naming the field"
-    try: d = json.loads(body)
+    if body.count(b'"') > _QUOTES or body.count(b'[') + body.count(b'{') > _QUOTES:
+        raise BadRequest('has more fields than a request needs', where='the body', remedy=_HOW)
+    try: d = json.loads(body, object_pairs_hook=_each_once)
     except ValueError as e: raise BadRequest(f'not valid JSON: {e}', where='the body', remedy=_HOW) from e
     except RecursionError as e: raise BadRequest('nested too deeply', where='the body', remedy=_HOW) from e
     if not isinstance(d, dict):
         raise BadRequest(f'must be a JSON object, not {type(d).__name__}', where='the body', remedy=_HOW)
     if unknown := sorted(set(d) - {'image', 'part_id'}):
-        raise BadRequest('no such field', where=', '.join(unknown), remedy=_HOW)
+        raise BadRequest('no such field', where=_few(unknown), remedy=_HOW)
     image, part = d.get('image'), d.get('part_id')
     if not isinstance(image, str):
         raise BadRequest('must be a string of base64' if 'image' in d else 'is required', where='image', remedy=_HOW)
@@ -94,8 +104,19 @@ def parse_json(
             remedy='Encode the bytes of the image file with standard base64, without a data: prefix') from e
     return _photograph(data, 'image', part, max_bytes)
 
+_FIELDS = 'file', 'part_id'
+
+def _few(names, most=3):
+    "Some of the names that a client sent, cut"
+    return ', '.join(x[:40] for x in names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
 def _parse_form(form, data, max_bytes):
     "A multipart request, of which `data` is what its file holds; `BadRequest` naming the field"
+    given = [k for k, _ in form.multi_items()]
+    if unknown := sorted(set(given) - set(_FIELDS)): raise BadRequest('no such field', where=_few(unknown), remedy=_HOW)
+    if twice := [k for k in _FIELDS if given.count(k) > 1]:
+        raise BadRequest(f'is given {given.count(twice[0])} times, and a report is about one photograph', where=twice[0],
+            remedy='Send a request for each')
     file, part = form.get('file'), form.get('part_id')
     if not isinstance(file, UploadFile):
         raise BadRequest('is required' if file is None else 'must be a file, not text', where='file',

@@ -369,7 +369,6 @@ class Oracle:
 
     def __init__(self, data, categories=CATS, spoil=None):
         self.data, self.categories, self.spoil, self.batches = data, categories, spoil or {}, []
-        self.postprocessor = SimpleNamespace(threshold=.5)
 
     def inspect(self, srcs):
         self.batches.append(len(srcs))
@@ -497,7 +496,7 @@ def test_detections_below_the_operating_point_are_not_reports(data):
     def inspect(srcs):
         return [(a.model_copy(update=dict(defects=[], verdict=Verdict.PASS)), *rest) for a,
             *rest in oracle.inspect(srcs)]
-    quiet = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, inspect=inspect)
+    quiet = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, threshold=.5, inspect=inspect)
     e = evaluate.EvaluationOrchestrator(quiet).run(data)
     assert e.metrics['detection']['map50'] == pytest.approx(1) and e.metrics['crops']['accuracy'] == 1
     assert e.metrics['crops']['found'] == 0 and e.metrics['masks']['iou'] == 0 and e.metrics['rates']['image'][
@@ -517,7 +516,7 @@ def test_no_machine_path_is_written(data, tmp_path):
 def test_size_on_disk_against_record(data):
     odd = replace(data, images=tuple(replace(r, width=63) if r.id == 8 else r for r in data.images))
     real = Oracle(data)
-    fake = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, postprocessor=real.postprocessor,
+    fake = SimpleNamespace(model_version='m', rules_version='r', categories=CATS, threshold=.5,
         inspect=real.inspect)
     e = evaluate.EvaluationOrchestrator(fake).run(odd)
     assert len(e.rows) == 16 and e.metrics['masks'][

@@ -346,8 +346,8 @@ def test_the_served_description_names_no_other_host():
 
 def test_photographs_leave_only_when_asked():
     assert Settings().track_photographs is False
-    source = (ROOT / "sads_jax/orchestrators/training.py").read_text()
-    assert source.count("run.artifact(") == 1 and "if self.settings.track_photographs: run.artifact(" in source
+    source = (ROOT / "sads_jax/orchestrators/stages.py").read_text()
+    assert source.count("run.artifact(") == 1 and "if settings.track_photographs: run.artifact(" in source
 
 
 def test_every_pin_has_hashes():

@@ -134,6 +134,7 @@ def _clip(g, e, x, *bounds):
     if not known or e.invars[0].aval.dtype != np.float32: return call(g, e, x, *bounds)
     return g('Clip', x, *sorted(np.float32(b).reshape(()) for b in bounds))
 
+# %% ../../nbs/05_inference/24_onnx_rules.ipynb #375a606a
 # Of `bounded` without its check of each activation, which costs a ninth of the time; weights are checked when read.
 FUNCTIONS['clip'] = FUNCTIONS['bounded'] = _clip
 

@@ -115,8 +115,8 @@ def _parse_form(form, data, max_bytes):
     given = [k for k, _ in form.multi_items()]
     if unknown := sorted(set(given) - set(_FIELDS)): raise BadRequest('no such field', where=_few(unknown), remedy=_HOW)
     if twice := [k for k in _FIELDS if given.count(k) > 1]:
-        raise BadRequest(f'is given {given.count(twice[0])} times, and a report is about one photograph', where=twice[0],
-            remedy='Send a request for each')
+        raise BadRequest(f'is given {given.count(twice[0])} times, and a report is about one photograph',
+            where=twice[0], remedy='Send a request for each')
     file, part = form.get('file'), form.get('part_id')
     if not isinstance(file, UploadFile):
         raise BadRequest('is required' if file is None else 'must be a file, not text', where='file',
@@ -128,6 +128,7 @@ def _photograph(data, name, part_id, max_bytes):
     if len(data) > max_bytes: raise _too_large(name, max_bytes)
     return Photograph(data, name, part_id)
 
+# %% ../../nbs/09_serving/10_service.ipynb #c89958ba
 def _too_large(name, max_bytes):
     return BadRequest(f'larger than {max_bytes/2**20:g} MiB', where=name,
         remedy='Send a smaller file, or raise max_image_mb in settings.ini', status=413)

@@ -34,6 +34,8 @@ Modules:
 - `sads_jax.data.images`: From a file or an upload to pixels, and from pixels to a canvas of fixed size and back
 - `sads_jax.data.recognise`: What a folder of photographs is, and what is in it, before anybody has to know a parameter
 - `sads_jax.data.records`: What is known of each photograph: its part, its lot, its defects; COCO on disk
+- `sads_jax.data.shapes`: Boxes, polygons, ellipses, lines and masks as tools write them, checked and clipped, become annotations
+- `sads_jax.data.sources`: What every reader of labels shares: photographs found by name, text and JSON checked, remarks counted
 - `sads_jax.data.splits`: Dividing photographs so that no part is on two sides, and the audits that prove it
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
 - `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled

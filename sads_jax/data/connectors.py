@@ -33,10 +33,15 @@ from ..core.params import SyntheticSpec
 from ..core.pictures import MAX_MEGAPIXELS
 from .formats import IMAGE_SUFFIXES, mask_to_rle, read_folders, read_mask, read_voc
 from .images import image_size, read_image
+from .layouts import dagm_connector, kolektor_connector, mvtec_loco_connector, visa_connector
+from .projects import datumaro_connector, supervisely_connector, via_connector
 from .records import (Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask,
     instance_masks, read_coco, write_coco)
 from .sources import Source, part_pattern
 from .synthetic import render_all
+from .tables import elpv_connector, manifest_connector, rle_csv_connector
+from .tools import cvat_connector, label_studio_connector, labelme_connector
+from .yolo import yolo_connector
 
 _log = logging.getLogger(__name__)
 
@@ -349,3 +354,11 @@ def _boxed(name, box, mask):
         inside[here] = mask[here]
         if inside.any(): return Annotation(name, box, mask_to_rle(inside), float(inside.sum()))
     return Annotation(name, box, None, box[2]*box[3])
+
+# %% ../../nbs/02_data/50_connectors.ipynb #kinds002
+_LABELLED = dict(yolo=yolo_connector, labelme=labelme_connector, cvat=cvat_connector,
+    label_studio=label_studio_connector, via=via_connector, supervisely=supervisely_connector,
+    datumaro=datumaro_connector, manifest=manifest_connector, rle_csv=rle_csv_connector,
+    mvtec_loco=mvtec_loco_connector, visa=visa_connector, kolektor=kolektor_connector, dagm=dagm_connector,
+    elpv=elpv_connector)
+for _kind, _make in _LABELLED.items(): ConnectorFactory.register(_kind, _make)

@@ -592,7 +592,9 @@ def params_html(
 # %% ../../nbs/00_core/30_params.ipynb #4f3371b8
 class DomainSpec(Spec):
     "What kind of inspection this is"
-    kind: str = Field('surface', description='surface, or one that a plug-in brings (entry points in the group sads_jax.domain)')
+    kind: str = Field(
+        'surface', description='surface, or one that a plug-in brings (entry points in the group sads_jax.domain)'
+    )
     options: dict[str, Any] = Field({}, description='of a plug-in; surface has none')
 
 class Params(Spec):

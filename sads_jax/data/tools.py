@@ -329,7 +329,7 @@ def read_studio(task:dict, height:int, width:int, where:str, tally:Tally) -> lis
     "Regions and choices of one judged task; `DataError` naming the result"
     results = _results(task, where, tally)
     if not all(isinstance(r, dict) for r in results): raise DataError('a result is no object', where=where, remedy=_STUDIO)
-    labelled = {r.get('id') for r in results if _region_names(r.get('value'))}
+    labelled = {r.get('id') for r in results if _region_names(r.get('value'))} - {None}
     frame = Frame(height, width, where, tally)
     return [m for i, r in enumerate(results) for m in _result(r, frame.at(f'result[{i}]'), labelled)]
 

@@ -120,7 +120,7 @@ def _yolo_row(key, d, outlines, r):
     return ' '.join([str(key), *(f'{v:.8g}' for x, y in points for v in (x/r.width, y/r.height))])
 
 def _write_voc(data, named, out, tally):
-    for folder in ('Annotations', 'masks'): (out/folder).mkdir()
+    for folder in ('Annotations', 'masks', 'ImageSets/Main'): (out/folder).mkdir(parents=True)
     stems = {id(r): Path(name).stem for name, r in named}
     for r in _judged(data.images, tally):
         _hidden(_weak(r), 'Pascal VOC', r.file_name, tally)
@@ -131,6 +131,10 @@ def _write_voc(data, named, out, tally):
         page = _voc_page(f'{stems[id(r)]}{Path(r.file_name).suffix}', r, [drawn(a, r) for a in r.annotations])
         (out/'Annotations'/f'{stems[id(r)]}.xml').write_text(page, encoding='utf-8')
         if mask.any(): Image.fromarray(mask).save(out/'masks'/f'{stems[id(r)]}.png')
+    listed = ''.join(f'{p.stem}\n' for p in sorted((out/'Annotations').iterdir()))
+    (out/'ImageSets'/'Main'/'default.txt').write_text(listed, encoding='utf-8')
+    names = ''.join(f'{c}:::\n' for c in ('background', *data.categories))
+    (out/'labelmap.txt').write_text('# label:color_rgb:parts:actions\n' + names, encoding='utf-8')
     tally.add('outlines of one photograph: one picture in masks, its boxes tell them apart', 'masks')
 
 def _voc_page(name, r, shapes):
@@ -145,7 +149,10 @@ def _voc_page(name, r, shapes):
 # %% ../../nbs/02_data/58_writers.ipynb #49801af7
 def _write_cvat(data, named, out, tally):
     with open(out/'annotations.xml', 'w', encoding='utf-8') as f:
-        f.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+        labels = ''.join(f'<label><name>{escape(c)}</name><attributes></attributes></label>' for c in data.categories)
+        f.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task>'
+            f'<name>sads_jax</name><size>{len(data)}</size><mode>annotation</mode><labels>{labels}</labels>'
+            '</task></meta>\n')
         names = {id(r): name for name, r in named}
         for i, r in enumerate(_judged(data.images, tally)):
             name = quoteattr(names[id(r)])

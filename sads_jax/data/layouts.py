@@ -11,10 +11,8 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/layouts.html.md"""
 __all__ = ['drawn_mask', 'mvtec_loco_connector', 'visa_connector', 'kolektor_connector', 'dagm_connector']
 
 # %% ../../nbs/02_data/56_layouts.ipynb #19d87ddb
-import csv
 import re
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +22,7 @@ from ..core.errors import DataError, ImageError
 from ..core.pictures import decode, open_picture
 from .formats import IMAGE_SUFFIXES
 from .records import annotate_mask
-from .sources import Entry, LabelledConnector, Mark, Photographs, Tally, read_text
+from .sources import Entry, LabelledConnector, Mark, Photographs, Tally, read_csv
 
 # %% ../../nbs/02_data/56_layouts.ipynb #2cdcd418
 def drawn_mask(
@@ -97,7 +95,7 @@ def visa_connector(root:Path, classes:Literal['anomaly', 'label']='anomaly', par
     shots, masks = root/'Data'/'Images', root/'Data'/'Masks'/'Anomaly'
     if not (shots/'Normal').is_dir():
         raise DataError('no folder Data/Images/Normal', where=root, remedy='Name the folder of one object, e.g. candle')
-    named = _visa_labels(root/'image_anno.csv') if classes == 'label' else {}
+    named = _visa_labels(root/'image_anno.csv', tally) if classes == 'label' else {}
     photos = Photographs(root, skip=('masks',))
     for p in photos.files:
         kind = p.parent.name
@@ -109,10 +107,10 @@ def visa_connector(root:Path, classes:Literal['anomaly', 'label']='anomaly', par
         entries.append(_entry(photos, p, name, drawn, tally))
     return LabelledConnector(root, entries, tally, part_id_pattern, ())
 
-def _visa_labels(path):
+def _visa_labels(path, tally):
     "Class of each photograph, by its folder and name in lower case"
     out = {}
-    for i, row in enumerate(csv.DictReader(StringIO(read_text(path))), 2):
+    for i, row in enumerate(read_csv(path, tally), 2):
         if row.get('image') is None or row.get('label') is None:
             raise DataError('no image and label', where=f'{path}, row {i}', remedy='It has image, label, mask')
         out['/'.join(row['image'].split('/')[-2:]).lower()] = '+'.join(sorted(x.strip() for x in row['label'].split(',')))

@@ -11,18 +11,16 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/projects.html.md"""
 __all__ = ['read_via', 'via_connector', 'read_supervisely', 'supervisely_connector', 'read_datumaro', 'datumaro_connector']
 
 # %% ../../nbs/02_data/52_projects.ipynb #ea1e90c9
-import csv
 import json
 import zlib
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 
 from ..core.errors import DataError
 from .shapes import (Frame, box_mark, check_size, ellipse_ring, line_mark, mask_mark, number,
     polygon_mark, runs_mask, turned_box, whole)
 from .sources import (GOOD, Entry, LabelledConnector, Mark, Photographs, Tally, files_below, label_files,
-    need, read_json, read_text)
+    need, read_csv, read_json)
 from .tools import embedded, mask_picture, point_mark
 
 # %% ../../nbs/02_data/52_projects.ipynb #e3a04967
@@ -73,7 +71,7 @@ def read_via(page:dict, attribute:str, height:int, width:int, where:str, tally:T
 def _via_csv(path, tally):
     "Pages of VIA's CSV, one region a row"
     pages = {}
-    for i, row in enumerate(csv.DictReader(StringIO(read_text(path, tally))), 2):
+    for i, row in enumerate(read_csv(path, tally), 2):
         try: shape, attributes = (json.loads(row[k]) for k in ('region_shape_attributes', 'region_attributes'))
         except (KeyError, TypeError, ValueError) as e:
             raise DataError(f'no JSON in its regions: {e}', where=f'{path}, line {i}', remedy=_VIA) from e
@@ -154,7 +152,12 @@ def _sly_shape(o, frame):
         return name, box_mark(name, min(xs), min(ys), max(xs) + 1, max(ys) + 1, frame)
     raise DataError(f'geometry {kind!r} is not known', where=frame.where, remedy='Draw an outline instead')
 
-def _sly_tags(tree): return [str(t['name']) for t in tree.get('tags') or () if isinstance(t, dict) and 'name' in t]
+def _objects(tree, field):
+    "Those entries of a list that are objects; none where there is no list"
+    v = tree.get(field) if isinstance(tree, dict) else None
+    return [x for x in v if isinstance(x, dict)] if isinstance(v, list) else []
+
+def _sly_tags(tree): return [str(t['name']) for t in _objects(tree, 'tags') if 'name' in t]
 
 def read_supervisely(tree:dict, height:int, width:int, where:str, tally:Tally) -> list[Mark]:
     "Objects and tags of one photograph; `DataError` naming the object"
@@ -241,13 +244,18 @@ def _datumaro_names(tree, path):
 
 def read_datumaro(item:dict, names:Sequence[str], height:int, width:int, where:str, tally:Tally) -> list[Mark]:
     "Annotations of one item; `DataError` naming the annotation"
-    frame, size = Frame(height, width, where, tally), (item.get('image') or {}).get('size')
+    frame, size = Frame(height, width, where, tally), _image(item).get('size')
     if size is not None:
         if not isinstance(size, list) or len(size) < 2: raise DataError('a size of one side', where=where, remedy=_DATUMARO)
         check_size(frame, *size[:2])
     found = [_datumaro_shape(a, names, frame.at(f'annotations[{i}]'))
         for i, a in enumerate(need(item, 'annotations', list, where))]
     return [m for m in found if m]
+
+def _image(item):
+    "What an item says of its photograph"
+    v = item.get('image') if isinstance(item, dict) else None
+    return v if isinstance(v, dict) else {}
 
 def _is_datumaro(path):
     try: tree = read_json(path, _DATUMARO)
@@ -264,10 +272,10 @@ def datumaro_connector(root:Path, annotations:Path|None=None, part_id_pattern:st
         names = _datumaro_names(tree, path)
         for i, item in enumerate(need(tree, 'items', list, str(path))):
             where = f'{path}, items[{i}]'
-            name = str((item.get('image') or {}).get('path') or need(item, 'id', (str, int), where))
+            name = str(_image(item).get('path') or need(item, 'id', (str, int), where))
             photo = photos.find(f'{path.stem}/{name}', where) or _by_stem(photos, name)
-            labels = {names[k] for a in item.get('annotations') or () if isinstance(a, dict)
-                and isinstance(k := a.get('label_id'), int) and 0 <= k < len(names)}
+            labels = {names[k] for a in _objects(item, 'annotations')
+                if isinstance(k := a.get('label_id'), int) and 0 <= k < len(names)}
             entries.append(Entry(photo, photos.name(photo) if photo else name, where, tuple(sorted(labels)),
                 lambda h, w, item=item, names=names, where=where: read_datumaro(item, names, h, w, where, tally)))
     if not entries: raise DataError('holds no item', where=files[0], remedy=_DATUMARO)

@@ -11,9 +11,7 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/tables.html.md"""
 __all__ = ['read_table', 'manifest_connector', 'pixel_runs', 'rle_csv_connector', 'elpv_connector']
 
 # %% ../../nbs/02_data/54_tables.ipynb #dcf724f1
-import csv
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Literal
 
@@ -21,31 +19,18 @@ from ..core.errors import DataError
 from .formats import read_mask
 from .records import annotate_mask
 from .shapes import Frame, mask_mark, number, runs_mask, whole
-from .sources import GOOD, Entry, LabelledConnector, Photographs, Tally, read_text
+from .sources import GOOD, Entry, LabelledConnector, Photographs, Tally, read_csv, read_text
 
 # %% ../../nbs/02_data/54_tables.ipynb #5f53a158
 def read_table(
     path:Path, # .parquet, or text with commas, semicolons or tabs
     tally:Tally,
 ) -> list[dict[str, str]]: # One for each row, texts stripped, empty where nothing is written
-    "Rows of a table by column; `DataError` naming a row of another length or a column that is there twice"
+    "Rows of a table by column; `DataError` as `read_csv`, or where pyarrow is not installed"
     path = Path(path)
     if not path.is_file(): raise DataError('no such file', where=path, remedy='Check data.root and data.table')
     if path.suffix.lower() == '.parquet': return _parquet(path)
-    text = read_text(path, tally)
-    first = text.partition('\n')[0]
-    rows = list(csv.reader(StringIO(text), delimiter=max(',;\t', key=first.count)))
-    header = [c.strip() for c in rows[0]] if rows else []
-    if twice := [c for c in header if header.count(c) > 1]:
-        raise DataError(f'column {twice[0]!r} is there twice', where=path, remedy='Give each column its own name')
-    out = []
-    for i, row in enumerate(rows[1:], 2):
-        if not any(c.strip() for c in row): continue
-        if len(row) != len(header):
-            raise DataError(f'{len(row)} fields under {len(header)} columns', where=f'{path}, row {i}',
-                remedy='Put text with a comma between quotes')
-        out.append(dict(zip(header, (c.strip() for c in row))))
-    return out
+    return read_csv(path, tally)
 
 def _parquet(path):
     try: from pyarrow import ArrowException, parquet  # 150 MB, wanted for Parquet alone

@@ -32,10 +32,18 @@ Modules:
 - `sads_jax.data.failures`: What cameras, lights and cables make of a good photograph, to test a line with
 - `sads_jax.data.formats`: How masks are written down: run lengths, polygons, pictures; and how folders of them are laid out
 - `sads_jax.data.images`: From a file or an upload to pixels, and from pixels to a canvas of fixed size and back
+- `sads_jax.data.layouts`: MVTec LOCO and AD 2, VisA, KolektorSDD and KolektorSDD2, DAGM
+- `sads_jax.data.projects`: VIA, Supervisely and Datumaro
 - `sads_jax.data.recognise`: What a folder of photographs is, and what is in it, before anybody has to know a parameter
 - `sads_jax.data.records`: What is known of each photograph: its part, its lot, its defects; COCO on disk
+- `sads_jax.data.shapes`: Boxes, polygons, ellipses, lines and masks as tools write them, checked and clipped, become annotations
+- `sads_jax.data.sources`: What every reader of labels shares: photographs found by name, text and JSON checked, remarks counted
 - `sads_jax.data.splits`: Dividing photographs so that no part is on two sides, and the audits that prove it
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
+- `sads_jax.data.tables`: Manifests in CSV or Parquet, run lengths in CSV, solar cells
+- `sads_jax.data.tools`: LabelMe, CVAT and Label Studio: what each writes, read shape by shape
+- `sads_jax.data.writers`: A data set out again, in the format that another tool reads
+- `sads_jax.data.yolo`: Text files of shares beside photographs: boxes, polygons and turned boxes
 - `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled
 - `sads_jax.evaluation.charts`: Lines, dots and intervals as SVG: sharp at any size, and a few hundred bytes each
 - `sads_jax.evaluation.compare`: Is the new version better, or only lucky? Two models on the same photographs, part by part

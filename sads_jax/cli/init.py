@@ -79,7 +79,7 @@ def init(
     kind: Annotated[
         str | None,
         typer.Option('--kind', metavar='KIND',
-            help='How to read it, where several layouts fit: coco, folder, magnetic_tile, voc.'),
+            help='How to read it, where several layouts fit, e.g. coco, cvat, folder, labelme, yolo.'),
     ] = None,
     yes: Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing, take what is proposed.')] = False,
     scm: Annotated[bool, typer.Option('--scm/--no-scm', help='Keep history with git, where it is installed.')] = True,

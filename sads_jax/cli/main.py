@@ -17,6 +17,7 @@ import typer
 
 from .compare import COMPARE_EXAMPLES, compare
 from .console import console, epilog, say, table
+from .data import data
 from .doctor import DOCTOR_EXAMPLES, doctor
 from .init import INIT_EXAMPLES, init
 from .launch import launch_environment
@@ -109,6 +110,7 @@ app.command('init', epilog=INIT_EXAMPLES)(init)
 app.add_typer(stages_app)  # without a name: ingest, split, train, evaluate, run, stage
 app.command('predict', epilog=PREDICT_EXAMPLES)(predict)
 app.add_typer(models, name='models')
+app.add_typer(data, name='data')
 app.command('operate', epilog=OPERATE_EXAMPLES)(operate)
 app.add_typer(rules, name='rules')
 app.command('parity', epilog=PARITY_EXAMPLES)(parity)

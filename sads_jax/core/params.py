@@ -7,6 +7,8 @@ Docs: https://sads-jax.github.io/sads_jax/00_core/params.html.md"""
 # %% auto #0
 __all__ = ['Share', 'Count', 'AtLeastOne', 'DataSpec', 'TrainerSpec', 'NameTrainerSpec', 'AnomalySpec', 'ZoneSpec', 'Severity',
            'ThresholdSpec', 'Spec', 'SyntheticSpec', 'MagneticTileSpec', 'CocoSpec', 'FolderSpec', 'VocSpec',
+           'YoloSpec', 'LabelMeSpec', 'CvatSpec', 'LabelStudioSpec', 'ViaSpec', 'SuperviselySpec', 'DatumaroSpec',
+           'ManifestSpec', 'RleCsvSpec', 'MvtecLocoSpec', 'VisaSpec', 'KolektorSpec', 'DagmSpec', 'ElpvSpec',
            'SplitSpec', 'TileSpec', 'ImageSpec', 'CnnSpec', 'FinetuneSpec', 'ContrastiveSpec', 'DiscriminantSpec',
            'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec', 'GaussianAnomalySpec', 'PolygonZone',
            'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold',
@@ -88,7 +90,103 @@ class VocSpec(Spec):
     part_id_pattern: str|None = Field(None,
         description='regex with one group, matched on the file name; without it each image is its own part')
 
-DataSpec = Annotated[Union[SyntheticSpec, MagneticTileSpec, CocoSpec, FolderSpec, VocSpec], Field(discriminator='kind')]
+# %% ../../nbs/00_core/30_params.ipynb #tools002
+class _LabelledSpec(Spec):
+    root: Path = Field(description='folder of the photographs and their labels')
+    part_id_pattern: str|None = Field(None,
+        description='regex with one group, matched on the file name; without it each image is its own part')
+
+class _ToolSpec(_LabelledSpec):
+    good: tuple[str, ...] = Field(('good', 'ok', 'free', 'normal'),
+        description='labels that say that a part is good (any case)')
+
+class _ExportSpec(_ToolSpec):
+    annotations: Path|None = Field(None,
+        description='file of the labels, relative to `root`; null: all files below it that are of this kind')
+
+class YoloSpec(_ToolSpec):
+    "YOLO text files: boxes, polygons, turned boxes; an empty one says good; data.yaml or classes.txt names classes"
+    kind: Literal['yolo'] = 'yolo'
+    names: Path|None = Field(None, description='data.yaml or classes.txt, relative to `root`; null: the one found')
+    unlabelled: Literal['unknown', 'good'] = Field('unknown',
+        description='what a photograph without a text file is, unless a list in data.yaml names it (then it is good)')
+
+class LabelMeSpec(_ToolSpec):
+    "LabelMe: a JSON beside each photograph; one without shapes is good, without a JSON left out"
+    kind: Literal['labelme'] = 'labelme'
+
+class CvatSpec(_ExportSpec):
+    "CVAT for images 1.1: an XML for each task; a photograph without shapes is good"
+    kind: Literal['cvat'] = 'cvat'
+
+class LabelStudioSpec(_ExportSpec):
+    "Label Studio, exported as JSON or JSON-MIN; a photograph submitted without a region is good"
+    kind: Literal['label_studio'] = 'label_studio'
+
+class ViaSpec(_ExportSpec):
+    "VGG Image Annotator: its project, JSON or CSV; a photograph without a region is good"
+    kind: Literal['via'] = 'via'
+    attribute: str|None = Field(None,
+        description='region attribute that names the class; null: the only one that there is')
+
+class SuperviselySpec(_ToolSpec):
+    "Supervisely: ann/<photograph>.json beside img/<photograph>; one without objects is good"
+    kind: Literal['supervisely'] = 'supervisely'
+
+class DatumaroSpec(_ExportSpec):
+    "Datumaro: annotations/<subset>.json and images; a photograph without annotations is good"
+    kind: Literal['datumaro'] = 'datumaro'
+
+# %% ../../nbs/00_core/30_params.ipynb #tools004
+class ManifestSpec(_ToolSpec):
+    "A table (CSV, TSV, Parquet) of photographs: path, label, and where known part_id, lot, exposure, mask"
+    kind: Literal['manifest'] = 'manifest'
+    table: Path = Field(Path('manifest.csv'), description='relative to `root`')
+    path: str = Field('path', description='column of the photograph, relative to `root` or to the table')
+    label: str = Field('label', description='column of the defect class; empty: nobody judged it')
+    mask: str = Field('mask', description='column of the picture of the mask')
+    part: str = Field('part_id', description='column of the part')
+
+class RleCsvSpec(_LabelledSpec):
+    "Run lengths in a CSV (ImageId, ClassId, EncodedPixels), as Severstal's: from one, column by column"
+    kind: Literal['rle_csv'] = 'rle_csv'
+    table: Path = Field(Path('train.csv'), description='relative to `root`')
+    images: Path = Field(Path('train_images'), description='folder of the photographs, relative to `root`')
+    unlisted: Literal['good', 'unknown'] = Field('good', description='what a photograph without a row is')
+
+class MvtecLocoSpec(_LabelledSpec):
+    "One category of MVTec LOCO (masks in ground_truth/<class>/<photograph>/) or MVTec AD 2 (test_public)"
+    kind: Literal['mvtec_loco'] = 'mvtec_loco'
+
+class VisaSpec(_LabelledSpec):
+    "One object of VisA: Data/Images/{Normal,Anomaly}, Data/Masks/Anomaly, image_anno.csv"
+    kind: Literal['visa'] = 'visa'
+    classes: Literal['anomaly', 'label'] = Field('anomaly',
+        description="'label' takes classes of image_anno.csv; several of one photograph share its mask, joined by +")
+
+class KolektorSpec(_LabelledSpec):
+    "KolektorSDD (kos01/Part0.jpg, Part0_label.bmp) or KolektorSDD2 (10000.png, 10000_GT.png)"
+    kind: Literal['kolektor'] = 'kolektor'
+
+class DagmSpec(_LabelledSpec):
+    "DAGM 2007: Class1/{Train,Test}/0001.PNG and Label/0001_label.PNG"
+    kind: Literal['dagm'] = 'dagm'
+
+class ElpvSpec(_LabelledSpec):
+    "ELPV solar cells: labels.csv with the probability of a defect, images/"
+    kind: Literal['elpv'] = 'elpv'
+    defective_from: Annotated[float, Field(gt=0, le=1)] = Field(.5,
+        description='probability from which a cell is defective; 0 is good, what lies between was judged by nobody')
+
+# %% ../../nbs/00_core/30_params.ipynb #tools005
+DataSpec = Annotated[
+    Union[
+        SyntheticSpec, MagneticTileSpec, CocoSpec, FolderSpec, VocSpec, YoloSpec, LabelMeSpec, CvatSpec,
+        LabelStudioSpec, ViaSpec, SuperviselySpec, DatumaroSpec, ManifestSpec, RleCsvSpec, MvtecLocoSpec, VisaSpec,
+        KolektorSpec, DagmSpec, ElpvSpec,
+    ],
+    Field(discriminator='kind'),
+]
 
 # %% ../../nbs/00_core/30_params.ipynb #6693aa20
 class SplitSpec(Spec):

@@ -166,13 +166,71 @@ def recognise(
     root = Path(root)
     listing = listing or list_folder(root)
     found = [x for rule in (_tile_layouts, _coco_layouts, _voc_layouts) for x in rule(root, listing)]
+    tools = (x for rule in (_tool_layouts, _yolo_layouts, _public_layouts) for x in rule(root, listing))
+    found += {x.kind: x for x in tools}.values()
     try: found += _folder_layouts(root, listing, bool(found))
     except DataError:
         if not found: raise
     if found: return found
     raise DataError(f'{len(listing.photos)} photographs, but nothing says which parts are good', where=root,
-        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add COCO or '
-        'Pascal VOC labels')
+        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add labels, e.g. '
+        'COCO, Pascal VOC or YOLO')
+
+# %% ../../nbs/02_data/95_recognise.ipynb #rec00002
+def _has(*fields): return lambda tree: isinstance(tree, dict) and all(f in tree for f in fields)
+
+_JSON_KINDS = {
+    'labelme': _has('shapes', 'imagePath'),
+    'label_studio': lambda tree: isinstance(tree, list) and bool(tree) and _has('annotations', 'data')(tree[0]),
+    'datumaro': _has('items', 'categories'),
+    'via': _has('_via_img_metadata'),
+    'supervisely': _has('objects', 'size'),
+}
+
+def _tool_layouts(root, listing):
+    for path in listing.tables[:3]:
+        try: tree = json.loads(path.read_bytes())
+        except (ValueError, OSError, RecursionError): continue
+        for kind in (k for k, fits in _JSON_KINDS.items() if fits(tree)):
+            if kind == 'supervisely' and path.parent.name != 'ann': continue
+            yield Layout(kind, {'root': root}, f'{path.relative_to(root)} is of {kind}')
+    for path in listing.marks[:3]:
+        try: tag = ElementTree.parse(path).getroot().tag
+        except (ElementTree.ParseError, OSError): continue
+        if tag == 'annotations': yield Layout('cvat', {'root': root}, f'{path.relative_to(root)} is CVAT for images')
+
+_ROW = re.compile(r'\d+( +-?\d*\.?\d+(e-?\d+)?){4,}', re.I)
+
+def _is_yolo(photo):
+    "Whether a text file of its name, beside it or in `labels`, begins with a class and four numbers"
+    beside = Path(re.sub(r'(.*)([/\\])images([/\\])', r'\1\2labels\3', str(photo))).with_suffix('.txt')
+    for path in (beside, photo.with_suffix('.txt')):
+        try: return bool(_ROW.fullmatch(path.read_text().partition('\n')[0].strip()))
+        except (OSError, UnicodeDecodeError): continue
+    return False
+
+def _yolo_layouts(root, listing):
+    step = max(1, len(listing.photos)//100)
+    if any(map(_is_yolo, listing.photos[::step])):
+        yield Layout('yolo', {'root': root}, 'text files of YOLO, a row for each defect')
+
+_FOLDERS = {  # kind: folders and files, one group of which one data set alone has
+    'mvtec_loco': (('test/logical_anomalies',), ('test/structural_anomalies',), ('test_public/good',)),
+    'visa': (('Data/Images/Normal', 'Data/Images/Anomaly'),),
+    'dagm': (('Train/Label', 'Test/Label'), ('Class1/Train/Label', 'Class1/Test/Label')),
+    'kolektor': (('kos01/Part0_label.bmp',), ('train/10000_GT.png',), ('test/20000_GT.png',)),
+    'elpv': (('labels.csv', 'images/cell0001.png'),),
+}
+
+def _public_layouts(root, listing):
+    for kind, groups in _FOLDERS.items():
+        if seen := next((g for g in groups if all((root/p).exists() for p in g)), None):
+            yield Layout(kind, {'root': root}, f'the layout of {kind}: {", ".join(seen)}')
+    for kind, name, columns in (('rle_csv', 'train.csv', ('EncodedPixels',)), ('manifest', 'manifest.csv', ('path', 'label'))):
+        try: head = (root/name).read_text(encoding='utf-8', errors='replace').partition('\n')[0]
+        except OSError: continue
+        if all(c in re.split(r'[,;\t]', head.strip('\ufeff\r')) for c in columns):
+            yield Layout(kind, {'root': root}, f'{name} has {", ".join(columns)}')
 
 # %% ../../nbs/02_data/95_recognise.ipynb #0bc30ff5
 class Fingerprint(NamedTuple):

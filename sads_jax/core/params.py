@@ -17,6 +17,8 @@ __all__ = ['Share', 'Count', 'AtLeastOne', 'DataSpec', 'TrainerSpec', 'NameTrain
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 import copy
 import json
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -494,7 +496,9 @@ def params_html(
 # %% ../../nbs/00_core/30_params.ipynb #4f3371b8
 class DomainSpec(Spec):
     "What kind of inspection this is"
-    kind: str = Field('surface', description='surface, or one that a plug-in brings (entry points in the group sads_jax.domain)')
+    kind: str = Field(
+        'surface', description='surface, or one that a plug-in brings (entry points in the group sads_jax.domain)'
+    )
     options: dict[str, Any] = Field({}, description='of a plug-in; surface has none')
 
 class Params(Spec):
@@ -536,9 +540,28 @@ def _section(tree, path, key):
                               remedy='Set whole lists at once, in YAML')
     return node
 
+def _path_fields():
+    "Fields of `data`, of any kind, that are paths"
+    options = typing.get_args(typing.get_args(DataSpec)[0])
+    return {k for t in options for k, f in t.model_fields.items() if f.annotation in (Path, Path|None)}
+
+def _home(text):
+    "A path with `~` written out"
+    try: return str(Path(text).expanduser()) if text.startswith('~') else text
+    except RuntimeError as e: raise ParamsError(f'{text!r}: {e}', remedy='Write the path without ~') from e
+
+def _typed(key, value):
+    "The value of an assignment: of a path every character counts, all else is YAML"
+    section, _, field = key.partition('.')
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in '"\''
+    if section == 'data' and field in _path_fields() and value not in ('', 'null') and not quoted: return _home(value)
+    try: return read_yaml(value, '-S')
+    except ParamsError as e:
+        raise ParamsError(f'the value of {key!r} is not YAML: {value[:80]!r} ({e.what})', where='-S') from e
+
 def override(
     raw:dict, # What params.yaml held
-    assignments:list[str], # 'a.b.c=value', value in YAML
+    assignments:list[str], # 'a.b.c=value', value in YAML; of a path as it is
 ) -> dict: # A new tree
     "`raw` with dotted keys set; a changed `kind` drops its siblings; `ParamsError` on a malformed assignment"
     tree = copy.deepcopy(raw)
@@ -549,9 +572,7 @@ def override(
             raise ParamsError(f'{a!r} is not an assignment', where='-S', remedy='Write -S section.field=value')
         *path, last = key.split('.')
         node = _section(tree, path, key)
-        try: value = read_yaml(value, '-S')
-        except ParamsError as e:
-            raise ParamsError(f'the value of {key!r} is not YAML: {value[:80]!r} ({e.what})', where='-S') from e
+        value = _typed(key, value)
         if last == 'kind' and node.get('kind') != value: node.clear()
         node[last] = value
     return tree
@@ -584,6 +605,7 @@ def _line(node, path):
 
 def _explain(err):
     "One of pydantic's errors in our words"
+    if err['type'] == 'path_type': return f"a path that YAML reads as {err['input']!r}: write it in quotes"
     if err['type'] == 'extra_forbidden': return 'no such field'
     if err['type'] == 'union_tag_invalid':
         return f"unknown kind {err['ctx']['tag']!r}; known are {err['ctx']['expected_tags']}"
@@ -599,14 +621,17 @@ def field_problems(
     raw:dict, # The tree that was checked
     text:str|None=None, # The YAML itself, to find line numbers in
     where:str|Path|None=None, # Named in errors
+    given:Sequence[str]=(), # Dotted keys that -S has set: the text doesn't say them
 ) -> str: # The first eight, in one line
     "Every wrong field of `raw`, and its line where `text` has it"
     node, out = compose_yaml(text, where) if text else None, []
     for err in error.errors():
         path = _yaml_path(raw, err['loc'])
         line = _line(node, path)
-        at = f' (line {line})' if line else ''
-        out.append(f"{'.'.join(map(str, path)) or 'the file'}{at}: {_explain(err)}")
+        name = '.'.join(map(str, path)) or 'the file'
+        typed = any(name == k or name.startswith(f'{k}.') or k.startswith(f'{name}.') for k in given)
+        at = ' (given by -S)' if typed else f' (line {line})' if line else ''
+        out.append(f'{name}{at}: {_explain(err)}')
     return '; '.join(out[:8]) + (f'; and {len(out) - 8} more' if len(out) > 8 else '')
 
 # %% ../../nbs/00_core/30_params.ipynb #2a379517
@@ -614,11 +639,17 @@ def parse_params(
     raw:dict, # Tree as read from YAML
     where:str|Path='params', # Named in errors
     text:str|None=None, # The YAML itself, to find line numbers in
+    given:Sequence[str]=(), # Dotted keys that -S has set
 ) -> Params:
     "Check `raw` against the schema; `ParamsError` naming every wrong field, and its line where `text` has it"
+    data = raw.get('data') if isinstance(raw, dict) else None
+    if isinstance(data, dict):
+        raw = raw | {
+            'data': {k: _home(v) if k in _path_fields() and isinstance(v, str) else v for k, v in data.items()}
+        }
     try: return Params.model_validate(raw)
     except ValidationError as e:
-        raise ParamsError(field_problems(e, raw, text, where), where=where,
+        raise ParamsError(field_problems(e, raw, text, where, given), where=where,
                           remedy='The fields and their meaning: sads params') from e
 
 def load_params(
@@ -635,7 +666,7 @@ def load_params(
         raise ParamsError(f'cannot be read: {cause}', where=path, remedy='Name a YAML file') from e
     raw = read_yaml(text, path) or {}
     if not isinstance(raw, dict): raise ParamsError('the top level must be a mapping', where=path)
-    return parse_params(override(raw, list(assignments)), path, text)
+    return parse_params(override(raw, list(assignments)), path, text, [a.partition('=')[0] for a in assignments])
 
 def dump_params(params:Params) -> str:
     "`params` as YAML that `load_params` reads back to an equal object"

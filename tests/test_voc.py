@@ -39,7 +39,7 @@ def test_parts_boxes_and_filled_boxes(folder, tmp_path):
 
 
 @pytest.mark.parametrize('text, what', [
-    ('<annotation>', 'not valid XML'), ('<annotation/>', "'size/height' is missing or no number"),
+    ('<annotation>', 'not valid XML'), ('<html/>', '<html> is no <annotation>'),
     (PAGE.format('<object><name> </name></object>'), "object[0]: 'name' is missing"),
     (PAGE.format(OBJECT.format('pit', 1, 1, 5, 4) + '<object><name>pit</name></object>'), "object[1]: 'bndbox/xmin'"),
     (PAGE.format(OBJECT.format('pit', 9, 1, 5, 4)), 'ends before it begins'), (PAGE.format(OBJECT.format('pit', 90, 1, 95, 4)), 'outside of the image'),

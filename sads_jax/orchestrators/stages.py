@@ -29,6 +29,7 @@ from ..core.types import BOX_FLOOR, IMAGE_FLOOR, InspectionReport
 from ..data import splits
 from ..data.connectors import ConnectorFactory
 from ..data.connectors import ingest as copy_data
+from ..data.connectors import loss_lines
 from ..data.images import read_image
 from ..data.records import ImageRecord, InspectionData, read_coco
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
@@ -55,11 +56,19 @@ def ingest(
 ) -> InspectionData:
     "Copy photographs and labels; what cannot be used is listed in ingest.json"
     data = copy_data(ConnectorFactory(spec, seed=seed), out, progress.track, max_megapixels=max_megapixels)
-    skipped = json.loads((out/'ingest.json').read_text())['skipped']
+    report = json.loads((out/'ingest.json').read_text())
+    skipped = report['skipped']
     parts, classes = len({r.part_id for r in data.images}), ', '.join(data.categories) or 'none'
     progress.say(f'ingest: {len(data.images)} photographs of {parts} parts, classes {classes}'
         + (f'; {len(skipped)} skipped, see {out/"ingest.json"}' if skipped else ''))
+    if data.categories: progress.say('ingest: ' + _class_counts(report))
+    for line in loss_lines(report): progress.say(line)
     return data
+
+def _class_counts(report):
+    "Photographs kept of each class and of good parts"
+    rows = {**report['classes'], 'good': report['kinds']['good'], 'unlabelled': report['kinds']['unlabelled']}
+    return ', '.join(f'{n["kept"]} {name}' for name, n in rows.items() if n['kept'])
 
 def _write_json(path, tree): write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
 

@@ -40,7 +40,7 @@ from ..core.pictures import MAX_MEGAPIXELS
 from .checks import summed
 from .formats import (is_leftover, is_photograph, mask_box, mask_to_rle, read_folders, read_mask, read_voc,
     segmentation_to_mask, walk_files)
-from .images import image_size, orientation_of, read_image, turned
+from .images import highest_grey, image_size, orientation_of, read_image, turned, white_of
 from .records import (Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask,
     instance_masks, read_coco, write_coco)
 from .synthetic import render_all
@@ -65,7 +65,8 @@ class BaseDataConnector(Protocol):
     def records(self) -> Iterator[Source]: "Every photograph, in a fixed order"
     def __len__(self) -> int: ... # how many `records` yields
 
-# A connector may also have `unused() -> list[tuple[str, str]]`: files below its root that it did not use, and why.
+# A connector may also have `unused() -> list[tuple[str, str]]`: files below its root that it did not use, and why;
+# and `white: int|None`: the value of white of its 16-bit photographs, where it is stated.
 
 ConnectorFactory = Factory('connector')
 
@@ -86,7 +87,7 @@ _SHOWN = 10 # photographs left out that are named while it runs; all are in inge
 
 def _copy(connector, out, progress, max_megapixels):
     "Fill the empty folder `out`"
-    kept, skipped, taken, remarks = [], [], _Taken({}, {}), []
+    kept, skipped, taken, remarks = [], [], _Taken({}, {}, {}), []
     sources = connector.records()
     if progress: sources = progress(sources, description='ingest', total=len(connector))
     for source in sources:
@@ -96,13 +97,14 @@ def _copy(connector, out, progress, max_megapixels):
             skipped.append((source, e))
     where = getattr(connector, 'root', 'data')
     if not kept and not skipped: raise DataError('no images', where=where, remedy='Check data.kind and data.root')
+    white, kept = _one_scale(connector, out, kept, skipped, taken, remarks)
     report = _report(kept, skipped)
     _refuse_losses(report, skipped, where)
-    data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)))
+    data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)), white)
     write_coco(data, out)
     notes, unused = list(connector.notes) + summed(remarks), getattr(connector, 'unused', list)()
     if unused: notes.append(f'{len(unused)} files were not used: ' + _counted(why for _, why in unused))
-    report |= {'notes': notes, 'unused': [{'file': f, 'reason': why} for f, why in unused]}
+    report |= {'notes': notes, 'white': white, 'unused': [{'file': f, 'reason': why} for f, why in unused]}
     (out/'ingest.json').write_text(json.dumps(report, sort_keys=True, indent=1) + '\n')
     for note in notes: _log.info(note)
     return data
@@ -164,12 +166,16 @@ class _Taken(NamedTuple):
     "What was copied already"
     names: dict[str, str] # file below `out` -> where it came from
     contents: dict[str, tuple[str, tuple]] # digest -> where it came from, and its labels
+    greys: dict[int, tuple[int, Source]] # record id -> largest value of a 16-bit photograph, and its source
 
 def _take(source, out, taken, max_megapixels, remarks):
     "Check one source, copy it, and return its record with the size it has and its place below `out`"
     if source.path is not None: image_size(source.path, max_megapixels=max_megapixels)
     content, record = source.load()
-    h, w = read_image(content, max_megapixels=max_megapixels, name=source.name).shape[:2]
+    highest = highest_grey(content, max_megapixels=max_megapixels, name=source.name)
+    white = None if highest is None else white_of([highest])
+    h, w = read_image(content, max_megapixels=max_megapixels, name=source.name, white=white).shape[:2]
+    if highest is not None: taken.greys[record.id] = highest, source
     record = _upright(record, content, h, w, source.name, remarks)
     record = replace(record, annotations=tuple(_inside(a, h, w, source.name, remarks) for a in record.annotations))
     instance_masks(record)  # every mask can be decoded
@@ -211,6 +217,28 @@ def _refuse_source(out, root):
         or out.resolve() in Path(root).resolve().parents):
         raise DataError('the data set would be written over its own source', where=out,
             remedy='Choose another --workdir or data.root')
+
+# %% ../../nbs/02_data/50_connectors.ipynb #scalecode
+def _one_scale(connector, out, kept, skipped, taken, remarks):
+    "White of the 16-bit photographs (None: there are none), and the records that fit it; others go to `skipped`"
+    if not taken.greys: return None, kept
+    stated = getattr(connector, 'white', None)
+    white = stated or white_of([high for high, _ in taken.greys.values()])
+    remarks.append(
+        (
+            f'white of 16-bit photographs is {white}, {"as stated" if stated else "estimated from all of them"}',
+            f'{len(taken.greys)} photographs',
+        )
+    )
+    fits = []
+    for r in kept:
+        high, source = taken.greys.get(r.id, (white, None))
+        if high == 0 or white/16 < high <= white: fits.append(r)
+        else:
+            (out/r.file_name).unlink()
+            skipped.append((source, DataError(f'16-bit pixels up to {high}, where white is {white}', where=source.name,
+                remedy='Save all photographs on one scale, or state data.bits')))
+    return white, fits
 
 # %% ../../nbs/02_data/50_connectors.ipynb #uprightcode
 def _upright(record, content, h, w, where, remarks):
@@ -366,18 +394,17 @@ class MagneticTileConnector:
 
     def records(self):
         "One `Source` for each photograph"
-        for i, path in enumerate(self.files): yield Source(str(path),
-            lambda i=i, path=path: self._load(i, path), path, self._classes(path))
-
-    def _classes(self, path): return () if path.parent.name == 'MT_Free' else (path.parent.name[3:],)
+        for i, p in enumerate(self.files):
+            yield Source(
+                str(p), lambda i=i, p=p: self._load(i, p), p, () if p.parent.name == 'MT_Free' else (p.parent.name[3:],)
+            )
 
     def _load(self, i, path):
         content, category = _contents(path), path.parent.name[3:]
         h, w = image_size(content, name=str(path), max_megapixels=float('inf'))
         bad, marks = category != 'Free', ()
         if bad:
-            mask = _drawn(path.with_suffix('.png'), content, path, self.notes)
-            marks = _marks(mask, category, path, self.notes)
+            marks = _marks(_drawn(path.with_suffix('.png'), content, path, self.notes), category, path, self.notes)
         exposure = re.match(r'exp\d+', path.stem)
         return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self._key(path)], None,
             exposure and exposure[0],
@@ -476,13 +503,15 @@ def _same_tail(a, b):
 @ConnectorFactory.register('coco')
 class CocoConnector:
     "COCO instances beside their images"
-    def __init__(self, root:Path, annotations:Path=Path('annotations.json'), part_id_pattern:str|None=None, *,
+    def __init__(self, root:Path, annotations:Path=Path('annotations.json'), part_id_pattern:str|None=None,
+        bits:int|None=None, *,
         seed:int=0):
         self.root, self.annotations, self.notes, self.problems = Path(root), Path(annotations), [], {}
         find = _Finder(self.root)
         self.data = read_coco(self.root, annotations, part_of=_part_pattern(part_id_pattern), problems=self.problems,
             find=find, notes=self.notes)
         self.notes += summed(('a photograph was found under another name', f'{a} is {b}') for a, b in find.renamed)
+        self.white = 2**bits - 1 if bits else self.data.white
         used = {c for r in self.data.images for c in r.classes}
         self.categories = tuple(c for c in self.data.categories if c in used) if used else self.data.categories
         if empty := [c for c in self.data.categories if c not in self.categories]:
@@ -508,9 +537,10 @@ class CocoConnector:
 @ConnectorFactory.register('folder')
 class FolderConnector:
     "MVTec-AD layout, or one folder a class"
-    def __init__(self, root:Path, good:Sequence[str]=('good', 'ok', 'free', 'normal'), part_id_pattern:str|None=None, *,
+    def __init__(self, root:Path, good:Sequence[str]=('good', 'ok', 'free', 'normal'), part_id_pattern:str|None=None,
+        bits:int|None=None, *,
         seed:int=0):
-        self.root, self.notes = Path(root), []
+        self.root, self.white, self.notes = Path(root), 2**bits - 1 if bits else None, []
         self.files, self.part_of = read_folders(root, good), _part_pattern(part_id_pattern)
         self.categories = tuple(sorted({f.category for f in self.files} - {None}))
         bad = [f for f in self.files if f.category]
@@ -550,8 +580,10 @@ class FolderConnector:
 class VocConnector:
     "Photographs with Pascal-VOC boxes, and masks for some"
     def __init__(self, root:Path, images:Path=Path('JPEGImages'), annotations:Path=Path('Annotations'),
-        masks:Path|None=None, part_id_pattern:str|None=None, *, seed:int=0):
+        masks:Path|None=None, part_id_pattern:str|None=None,
+        bits:int|None=None, *, seed:int=0):
         self.root, self.notes, self.part_of = Path(root), [], _part_pattern(part_id_pattern)
+        self.white = 2**bits - 1 if bits else None
         for name, folder in (('images', images), ('annotations', annotations), ('masks', masks)):
             if folder is not None and not (self.root/folder).is_dir():
                 raise DataError('no such folder', where=self.root/folder, remedy=f'Check data.root and data.{name}')

@@ -50,8 +50,7 @@ def run_lengths(
     digits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(digits & 32 == 0)
     sizes = np.diff(ends, prepend=-1)
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or ends[-1:].sum() != len(digits) - 1 or \
-            sizes.max() > 7:
+    if not len(ends) or digits.min() < 0 or digits.max() > 63 or ends[-1] != len(digits) - 1 or sizes.max() > 7:
         raise DataError('the run lengths of a mask cannot be read', where=where, remedy='Export the masks again')
     starts = ends - sizes + 1
     place = np.arange(len(digits)) - np.repeat(starts, sizes)
@@ -63,6 +62,8 @@ def run_lengths(
             remedy='Export the masks again')
     return runs
 
+
+# %% ../../nbs/02_data/30_formats.ipynb #rlemask
 def _rle_runs(segmentation, height, width, where, remarks):
     "The checked run lengths of a COCO RLE; a missing rest is background where `remarks` can say so"
     size = segmentation.get('size')
@@ -379,6 +380,8 @@ def _refuse_several(root, below, good):
         remedy=f'Name one of them, e.g. data.root={root / sets[0]}',
     )
 
+
+# %% ../../nbs/02_data/30_formats.ipynb #maskmatch
 def _stem_of_mask(stem):
     "Names of photographs whose mask may be called `stem`, the likeliest first"
     return [stem[:len(stem) - len(end)] for end in _MASK_ENDS if stem.endswith(end) and len(stem) > len(end)]

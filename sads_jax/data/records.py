@@ -67,12 +67,15 @@ class ImageRecord:
         "Defective, but nobody drew where"
         return bool(self.defective) and not self.annotations
 
+
+# %% ../../nbs/02_data/10_records.ipynb #inspdata
 @dataclass(frozen=True)
 class InspectionData:
     "A data set: where it lies, its defect classes and its photographs"
     root: Path
     categories: tuple[str, ...] # sorted, no background
     images: tuple[ImageRecord, ...]
+    white: int|None = None # value of white of 16-bit photographs, as `read_image`; None: there are none
 
     def path(self, record:ImageRecord) -> Path: # File of `record`
         "Where the photograph lies"
@@ -80,7 +83,8 @@ class InspectionData:
 
     def photograph(self, record:ImageRecord) -> np.ndarray: # uint8 [H, W, 3]
         "Pixels of `record`, which may be as large as its record says; `ImageError` as `read_image`"
-        return read_image(self.path(record), max_megapixels=max(MAX_MEGAPIXELS, record.width*record.height/1e6))
+        return read_image(self.path(record), max_megapixels=max(MAX_MEGAPIXELS, record.width*record.height/1e6),
+            white=self.white)
 
     def __len__(self): return len(self.images)
 
@@ -210,7 +214,8 @@ def write_coco(
                 bbox=[float(v) for v in a.bbox], segmentation=[] if a.segmentation is None else a.segmentation,
                 area=float(a.area), iscrowd=0))
     classes = [dict(id=i, name=c) for c, i in ids.items()]
-    tree = dict(info={'description': 'sads_jax inspection data'}, categories=classes, images=images, annotations=marks)
+    info = {'description': 'sads_jax inspection data'} | ({'white': data.white} if data.white else {})
+    tree = dict(info=info, categories=classes, images=images, annotations=marks)
     path = Path(root)/annotations
     write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
     return path
@@ -353,6 +358,8 @@ def _categories(tree, path, remarks):
         out[key] = name
     return out
 
+
+# %% ../../nbs/02_data/10_records.ipynb #sizescode
 def _sizes(tree, root, path, remarks, failed):
     "Height and width [px] by image id as text; where none is stated, the photograph's own"
     out = {}
@@ -408,8 +415,12 @@ def _refuse_corners(tree, sizes, path):
         alone += 1
         if not (b[0] < b[2] <= w + 1 and b[1] < b[3] <= h + 1): return
         if b[0] + b[2] > w + 3 or b[1] + b[3] > h + 3: over.append(i)
-    if over: raise DataError(f'{len(over)} of {alone} boxes reach out of their images, and all could be x1, y1, x2, y2',
-        where=f'{path}, annotations[{over[0]}]', remedy='Write boxes as x, y, width, height')
+    if over and alone > 2:
+        raise DataError(
+            f'{len(over)} of {alone} boxes reach out of their images, and all could be x1, y1, x2, y2',
+            where=f'{path}, annotations[{over[0]}]',
+            remedy='Write boxes as x, y, width, height',
+        )
 
 # %% ../../nbs/02_data/10_records.ipynb #3184f7a2
 def _classes(im, found, labels, names, where):
@@ -433,6 +444,27 @@ def _defective(im, classes, labels, where):
             remedy='Remove one of the two')
     return said
 
+def _files(tree, path, find, failed):
+    "File name of each image, and in `tree` too; a name used twice concerns both"
+    first, out = {}, []
+    for i, im in enumerate(_list(tree, 'images', path)):
+        at = f'images[{i}]'
+        file, key = _need(im, 'file_name', path, at), _key(im, 'id', path, at)
+        if not isinstance(file, str) or not file.strip() or '\0' in file:
+            raise DataError(f'file_name is {file!r}', where=f'{path}, {at}', remedy='Name the photograph')
+        try: file = find(file) if find else file
+        except DataError as e: failed(key, e)
+        if file in first:
+            for k in (key, first[file][0]): failed(k, DataError(
+                f'file name {file!r} is used twice, in {first[file][1]} and in {at}', where=path,
+                remedy='Join the two entries, or remove one'))
+        first.setdefault(file, (key, at))
+        im['file_name'] = file
+        out.append(file)
+    return out
+
+
+# %% ../../nbs/02_data/10_records.ipynb #readcoco
 def read_coco(
     root:Path, # Folder that file names are relative to
     annotations:str|Path='annotations.json', # Relative to `root`
@@ -470,23 +502,6 @@ def read_coco(
             _text(im.get('exposure')), said, classes, tuple(marks[key])))
     if problems is not None: problems |= {ids[k]: e for k, e in errors.items()}
     if notes is not None: notes += summed(remarks)
-    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images))
-
-def _files(tree, path, find, failed):
-    "File name of each image, and in `tree` too; a name used twice concerns both"
-    first, out = {}, []
-    for i, im in enumerate(_list(tree, 'images', path)):
-        at = f'images[{i}]'
-        file, key = _need(im, 'file_name', path, at), _key(im, 'id', path, at)
-        if not isinstance(file, str) or not file.strip() or '\0' in file:
-            raise DataError(f'file_name is {file!r}', where=f'{path}, {at}', remedy='Name the photograph')
-        try: file = find(file) if find else file
-        except DataError as e: failed(key, e)
-        if file in first:
-            for k in (key, first[file][0]): failed(k, DataError(
-                f'file name {file!r} is used twice, in {first[file][1]} and in {at}', where=path,
-                remedy='Join the two entries, or remove one'))
-        first.setdefault(file, (key, at))
-        im['file_name'] = file
-        out.append(file)
-    return out
+    info = tree.get('info') if isinstance(tree.get('info'), dict) else {}
+    white = None if info.get('white') is None else whole(info['white'], 'info.white', str(path), 1, 65535)
+    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images), white)

@@ -86,7 +86,9 @@ def split(
 ) -> dict[str, tuple[int, ...]]: # Image ids of each split
     "Part-grouped split with its audit; `DataError` where one cannot be made or would leak"
     data = read_coco(dataset)
-    thumbnails = splits.read_thumbnails(data, progress=lambda items: progress.track(items, 'look at photographs', len(items)))
+    thumbnails = splits.read_thumbnails(
+        data, progress=lambda items: progress.track(items, 'look at photographs', len(items))
+    )
     twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
     dealt = splits.split_parts(data, spec, seed, twins)
     if not any(data.by_id[i].defective is not None for i in dealt['calibration']): raise _nothing_to_calibrate()
@@ -202,6 +204,7 @@ def export_bundle(
     data:Mapping[str, Any], # kind, fingerprint, splits, categories
     rules_version:str,
     progress:Progress,
+    white:int|None=None, # Of the 16-bit photographs learnt from
 ) -> None:
     "Write a bundle of the cascade with a threshold of 0.5, which the calibration split will replace"
     from sads_jax.inference.export import export_program # jax
@@ -215,7 +218,7 @@ def export_bundle(
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
     write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=data['categories'],
         threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None, rules_version=rules_version, params=params,
-        code=_code(), data=data)
+        code=_code(), data=data, white=white)
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #93d2bd4e
 def judge_all(
@@ -306,7 +309,7 @@ def calibrate(
     facts = {'kind': params.data.kind, 'fingerprint': splits.read_fingerprint(at.split/'split.json'),
         'splits': {k: len(v) for k, v in ids.items()}, 'categories': list(data.categories)}
     with whole_folder(at.bundle, is_ours=is_bundle, marked=False) as new:  # appears when all of it is done
-        export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress)
+        export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress, data.white)
         opened = lambda: load_pipeline(new, settings=settings, cache_dir=settings.cache_dir)
         reports = judge_all(
             opened(), [data.path(r) for r in records], params.evaluate.batch_size, 'calibrate', progress
@@ -470,7 +473,9 @@ def parity(
         progress('parity', len(done), len(paths), {})
     forms = {k: load_pipeline(at.bundle, settings=settings, cache_dir=settings.cache_dir, artefact=k)
         for k in ('float32', *info.params.export.artefacts)}
-    photos = ((p.name, read_image(p, max_megapixels=settings.max_megapixels)) for p in paths)
+    photos = (
+        (p.name, read_image(p, max_megapixels=settings.max_megapixels, white=info.preprocess.white)) for p in paths
+    )
     return compare_forms(python_pipeline(at.bundle, at.models, settings, domain), forms, photos, told)
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #e005bb78

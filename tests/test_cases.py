@@ -1,5 +1,6 @@
 "Data as tools, people and systems really leave it: what is read, what is mended and said, what is refused and why"
 
+import copy
 import json
 import math
 import os
@@ -48,7 +49,16 @@ def coco_tree():
         "images": [{"id": i, "file_name": f"{i}.png", "width": W, "height": H} for i in range(6)],
         "categories": [{"id": 1, "name": "scratch"}],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 1, "bbox": BOX, "segmentation": [CORNERS], "area": AREA, "iscrowd": 0} for i in range(3)
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 1,
+                "bbox": BOX,
+                "segmentation": [CORNERS],
+                "area": AREA,
+                "iscrowd": 0,
+            }
+            for i in range(3)
         ],
     }
 
@@ -96,11 +106,16 @@ MENDED = {  # change of the file; what a note says; the first annotation's box a
     "as it should be": (lambda t: None, None, BOX),
     "compressed run lengths": (every(segmentation=RLE), None, BOX),
     "plain run lengths": (every(segmentation={"size": [H, W], "counts": RUNS}), None, BOX),
-    "run lengths as text and decimals": (every(segmentation={"size": [H, W], "counts": [str(RUNS[0]), *map(float, RUNS[1:])]}), None, BOX),
+    "run lengths as text and decimals": (
+        every(segmentation={"size": [H, W], "counts": [str(RUNS[0]), *map(float, RUNS[1:])]}),
+        None,
+        BOX,
+    ),
     "run lengths end early": (every(segmentation={"size": [H, W], "counts": RUNS[:-1]}), "end early", BOX),
     "run lengths end early, nothing else is told": (
         lambda t: [
-            a.update(segmentation={"size": [H, W], "counts": RUNS[:-1]}) or a.pop("bbox") or a.pop("area") for a in t["annotations"]
+            a.update(segmentation={"size": [H, W], "counts": RUNS[:-1]}) or a.pop("bbox") or a.pop("area")
+            for a in t["annotations"]
         ],
         "end early",
         BOX,
@@ -108,7 +123,11 @@ MENDED = {  # change of the file; what a note says; the first annotation's box a
     "a polygon without the outer list": (every(segmentation=CORNERS), None, BOX),
     "a polygon of pairs": (every(segmentation=[[5, 7], [17, 7], [17, 15], [5, 15]]), None, BOX),
     "polygons of pairs": (every(segmentation=[[[5, 7], [17, 7], [17, 15], [5, 15]]]), None, BOX),
-    "points as mappings": (every(segmentation=[{"x": 5, "y": 7}, {"x": 17, "y": 7}, {"x": 17, "y": 15}, {"x": 5, "y": 15}]), None, BOX),
+    "points as mappings": (
+        every(segmentation=[{"x": 5, "y": 7}, {"x": 17, "y": 7}, {"x": 17, "y": 15}, {"x": 5, "y": 15}]),
+        None,
+        BOX,
+    ),
     "coordinates as text": (every(segmentation=[list(map(str, CORNERS))]), None, BOX),
     "one polygon is a point": (every(segmentation=[CORNERS, [9, 9]]), "less than three points", BOX),
     "no box": (without("bbox"), None, BOX),
@@ -124,7 +143,11 @@ MENDED = {  # change of the file; what a note says; the first annotation's box a
     "centre with an outline": (every(bbox=[11, 11, 12, 8]), "centre", BOX),
     "area of another world": (every(area="large"), None, BOX),
     "area missing": (without("area"), None, BOX),
-    "ids as text": (lambda t: [a.update(image_id=str(a["image_id"]), category_id="1") for a in t["annotations"]], None, BOX),
+    "ids as text": (
+        lambda t: [a.update(image_id=str(a["image_id"]), category_id="1") for a in t["annotations"]],
+        None,
+        BOX,
+    ),
     "ids as decimals": (lambda t: [a.update(image_id=float(a["image_id"])) for a in t["annotations"]], None, BOX),
     "no size": (lambda t: [im.update(width=None, height=None) for im in t["images"]], "taken from its file", BOX),
     "size 0": (lambda t: [im.update(width=0, height=0) for im in t["images"]], "taken from its file", BOX),
@@ -137,14 +160,26 @@ MENDED = {  # change of the file; what a note says; the first annotation's box a
     "a class under two ids": (lambda t: t["categories"].append({"id": 2, "name": "scratch"}), "several ids", BOX),
     "a box a little out of the image": (alone(bbox=[26, 26, 6.5, 6.5]), None, [26, 26, 6, 6]),
     "a box that reaches out of the image": (alone(bbox=[-5, 4, 14, 9]), "cut at the edge", [0, 4, 9, 9]),
-    "backslashes": (lambda t: [im.update(file_name=".\\" + im["file_name"]) for im in t["images"]], "another name", BOX),
+    "backslashes": (
+        lambda t: [im.update(file_name=".\\" + im["file_name"]) for im in t["images"]],
+        "another name",
+        BOX,
+    ),
     "a folder of another machine": (
         lambda t: [im.update(file_name="C:\\data\\" + im["file_name"]) for im in t["images"]],
         "another name",
         BOX,
     ),
-    "upper case": (lambda t: [im.update(file_name=im["file_name"].upper()) for im in t["images"]], "another name", BOX),
-    "percent signs": (lambda t: [im.update(file_name=im["file_name"].replace(".", "%2E")) for im in t["images"]], "another name", BOX),
+    "upper case": (
+        lambda t: [im.update(file_name=im["file_name"].upper()) for im in t["images"]],
+        "another name",
+        BOX,
+    ),
+    "percent signs": (
+        lambda t: [im.update(file_name=im["file_name"].replace(".", "%2E")) for im in t["images"]],
+        "another name",
+        BOX,
+    ),
 }
 
 
@@ -173,7 +208,10 @@ LEFT_OUT = {  # change of the first annotation or image; what is said; the rest 
     "negative run lengths": (first(segmentation={"size": [H, W], "counts": [-1, 5, 1020]}), "counts[0] is -1"),
     "text in run lengths": (first(segmentation={"size": [H, W], "counts": [1, "x"]}), "counts[1] is 'x'"),
     "run lengths that go on": (first(segmentation={"size": [H, W], "counts": [1000, 50, 9]}), "add up to 1059 px"),
-    "run lengths of 1e12": (first(segmentation={"size": [H, W], "counts": [10**12, 50]}), "counts[0] is 1000000000000"),
+    "run lengths of 1e12": (
+        first(segmentation={"size": [H, W], "counts": [10**12, 50]}),
+        "counts[0] is 1000000000000",
+    ),
     "packed run lengths cut off": (first(segmentation=RLE | {"counts": RLE["counts"][:-1] + "o"}), "cannot be read"),
     "run lengths without counts": (first(segmentation={"size": [H, W]}), "no run lengths"),
     "a mask of another size": (first(segmentation={"size": [9, 9], "counts": [81]}), "mask is 9 x 9 px"),
@@ -469,7 +507,11 @@ def test_labels_of_the_stored_frame_turn_with_the_photograph(tmp_path, orientati
         (tmp_path / "src" / f"{i}.jpg").write_bytes(turned_photo(orientation, i))
     (tmp_path / "src/annotations.json").write_text(json.dumps(tree))
     data, told = ingested(tmp_path, kind="coco", root=tmp_path / "src")
-    assert (class_map(data.images[0], data.categories) > 0).shape == (40, 24) == data.photograph(data.images[0]).shape[:2]
+    assert (
+        (class_map(data.images[0], data.categories) > 0).shape
+        == (40, 24)
+        == data.photograph(data.images[0]).shape[:2]
+    )
     assert ((class_map(data.images[0], data.categories) > 0) == turned(TALL, orientation)).all()
     assert "turned with a photograph" in told["notes"][0]
 
@@ -490,7 +532,10 @@ def test_masks_of_the_stored_frame_turn_with_the_photograph(tmp_path):
 
 # ---- Pascal VOC
 
-PAGE = "<annotation>{}<object><name>scratch</name><bndbox><xmin>{}</xmin><ymin>8</ymin><xmax>{}</xmax><ymax>15</ymax></bndbox></object></annotation>"
+PAGE = (
+    "<annotation>{}<object><name>scratch</name><bndbox><xmin>{}</xmin><ymin>8</ymin><xmax>{}</xmax><ymax>15</ymax>"
+    "</bndbox></object></annotation>"
+)
 
 
 def voc(root, size="", x1="6", x2="17"):
@@ -506,7 +551,12 @@ def voc(root, size="", x1="6", x2="17"):
 
 @pytest.mark.parametrize(
     "size",
-    ["", "<size/>", "<size><width>0</width><height>0</height></size>", "<size><width>32</width><height>32</height><depth>3</depth></size>"],
+    [
+        "",
+        "<size/>",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>32</width><height>32</height><depth>3</depth></size>",
+    ],
 )
 def test_the_photograph_knows_its_size_and_void_is_no_defect(tmp_path, size):
     data, _ = ingested(tmp_path, kind="voc", root=voc(tmp_path / "src", size), masks="SegmentationObject")
@@ -551,7 +601,9 @@ def sixteen(high, seed=0):
     return (np.random.default_rng(seed).random((H, W)) * high).round().astype(np.uint16)
 
 
-@pytest.mark.parametrize("bits, high", [(None, 4000), (12, 4000), (None, 1000), (None, 16000), (None, 60000), (12, 900)])
+@pytest.mark.parametrize(
+    "bits, high", [(None, 4000), (12, 4000), (None, 1000), (None, 16000), (None, 60000), (12, 900)]
+)
 def test_sixteen_bits_are_read_on_one_scale(tmp_path, bits, high):
     "Estimated or stated, white is kept with the data set, and grey levels are shares of it"
     white = {4000: 4095, 1000: 1023, 16000: 16383, 60000: 65535, 900: 4095}[high]
@@ -626,7 +678,9 @@ JUNK = st.one_of(
     st.integers(-(10**12), 10**12),
     st.floats(),
     st.text(max_size=5),
-    st.sampled_from([[], {}, [[]], [None], "", "1", 10**30, -1, 0, 1e300, [[[1, 2]]], {"x": 1}, "\0", "../x", [math.nan] * 6]),
+    st.sampled_from(
+        [[], {}, [[]], [None], "", "1", 10**30, -1, 0, 1e300, [[[1, 2]]], {"x": 1}, "\0", "../x", [math.nan] * 6]
+    ),
     st.lists(st.one_of(st.floats(), st.integers(), st.none(), st.text(max_size=2)), max_size=9),
 )
 PATHS = st.sampled_from(
@@ -639,7 +693,11 @@ PATHS = st.sampled_from(
         ("annotations", 1),
         ("categories", 0),
         *(("images", 0, k) for k in ("id", "file_name", "width", "height", "classes", "defective", "part_id", "lot")),
-        *(("annotations", i, k) for i in range(2) for k in ("image_id", "category_id", "bbox", "segmentation", "area")),
+        *(
+            ("annotations", i, k)
+            for i in range(2)
+            for k in ("image_id", "category_id", "bbox", "segmentation", "area")
+        ),
         *(("annotations", 0, "bbox", i) for i in range(4)),
         *(("annotations", 0, "segmentation", 0, i) for i in range(4)),
         ("annotations", 0, "segmentation", 0),
@@ -658,12 +716,16 @@ def put(tree, path, value):
         except (KeyError, IndexError, TypeError):
             return
     try:
-        tree[path[-1]] = value
+        tree[path[-1]] = copy.deepcopy(value)
     except (IndexError, TypeError):
         return
 
 
-@settings(deadline=None, max_examples=int(os.environ.get("SADS_FUZZ", 200)), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=int(os.environ.get("SADS_FUZZ", 200)),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(st.tuples(PATHS, JUNK), min_size=1, max_size=4), st.booleans())
 def test_only_our_errors_come_out_of_the_coco_reader(tmp_path, changes, packed):
     def change(tree):
@@ -679,7 +741,9 @@ def test_only_our_errors_come_out_of_the_coco_reader(tmp_path, changes, packed):
     assert len(data) + len(told["skipped"]) == sum(c["kept"] + c["left_out"] for c in told["kinds"].values())
     for r in data.images:
         assert all(math.isfinite(v) for a in r.annotations for v in (*a.bbox, a.area))
-        assert all(0 <= a.box[0] < a.box[2] <= r.width and 0 <= a.box[1] < a.box[3] <= r.height for a in r.annotations)
+        assert all(
+            0 <= a.box[0] < a.box[2] <= r.width and 0 <= a.box[1] < a.box[3] <= r.height for a in r.annotations
+        )
 
 
 @settings(deadline=None, max_examples=100)

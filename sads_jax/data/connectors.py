@@ -81,12 +81,12 @@ def ingest(
     "Copy photographs and records below `out_root`; `DataError` if none, less than half or no defects can be read"
     out = Path(out_root)
     _refuse_source(out, getattr(connector, 'root', None))
-    with whole_folder(out) as new: return replace(_copy(connector, new, progress, max_megapixels), root=out)
+    with whole_folder(out) as new: return replace(_copy(connector, new, out, progress, max_megapixels), root=out)
 
 _SHOWN = 10 # photographs left out that are named while it runs; all are in ingest.json
 
-def _copy(connector, out, progress, max_megapixels):
-    "Fill the empty folder `out`"
+def _copy(connector, out, place, progress, max_megapixels):
+    "Fill the empty folder `out`, which will take its `place`"
     kept, skipped, taken, remarks = [], [], _Taken({}, {}, {}), []
     sources = connector.records()
     if progress: sources = progress(sources, description='ingest', total=len(connector))
@@ -102,7 +102,9 @@ def _copy(connector, out, progress, max_megapixels):
     _refuse_losses(report, skipped, where)
     data = InspectionData(out, tuple(connector.categories), tuple(sorted(kept, key=lambda r: r.id)), white)
     write_coco(data, out)
-    notes, unused = list(connector.notes) + summed(remarks), getattr(connector, 'unused', list)()
+    notes, ours = list(connector.notes) + summed(remarks), {out.resolve(), place.resolve()}
+    unused = [(f, why) for f, why in getattr(connector, 'unused', list)()
+        if not ours & {p for p in (Path(where)/f).resolve().parents}]
     if unused: notes.append(f'{len(unused)} files were not used: ' + _counted(why for _, why in unused))
     report |= {'notes': notes, 'white': white, 'unused': [{'file': f, 'reason': why} for f, why in unused]}
     (out/'ingest.json').write_text(json.dumps(report, sort_keys=True, indent=1) + '\n')
@@ -590,7 +592,8 @@ class VocConnector:
         self.images, self.annotations, self.masks = self.root/images, self.root/annotations, masks and self.root/masks
         photos = lambda folder: sorted(p for p in folder.iterdir() if is_photograph(p) and not is_leftover(p.name))
         self.files, self.drawn = photos(self.images), {p.stem: p for p in photos(self.masks)} if self.masks else {}
-        self.marks, self.problems = {}, {}
+        self.marks, self.problems, self.named = {}, {}, {}
+        for p in self.files: self.named.setdefault(p.stem, []).append(p.name)
         for p in self.files: self._list(p)
         self.categories = tuple(sorted({name for _, found in self.marks.values() for name, _ in found}))
         if missing := len(self.files) - len(self.marks.keys() | self.problems.keys()):
@@ -603,13 +606,11 @@ class VocConnector:
         "Boxes of a photograph, or what is wrong with them"
         xml = self.annotations/f'{path.stem}.xml'
         if not xml.exists(): return
-        twins = [p.name for p in self.files if p.stem == path.stem] if len(self._stems()) < len(self.files) else []
         try: self.marks[path] = read_voc(xml)
         except DataError as e: self.problems[path] = e
-        if len(twins) > 1: self.problems[path] = DataError(f'is the XML of {" and of ".join(twins)}', where=xml,
-            remedy='Keep one of the photographs')
-
-    def _stems(self): return {p.stem for p in self.files}
+        if len(twins := self.named[path.stem]) > 1:
+            self.problems[path] = DataError(f'is the XML of {" and of ".join(twins)}', where=xml,
+                remedy='Keep one of the photographs')
 
     def __len__(self): return len(self.files)
 

@@ -351,7 +351,9 @@ def read_folders(
     for folder in [f for s in splits for f in _subfolders(s)] if splits else [d for d in below if d not in truth]:
         category = None if folder.name.lower().strip() in good else folder.name
         files = [p for p in walk_files(folder) if is_photograph(p)]
-        masks = {p for p in files if _is_mask_of_neighbour(p, files)}
+        known = {(p.parent, p.stem.lower()) for p in files}
+        masks = {p for p in files if any((p.parent, s) in known and s != p.stem.lower()
+            for s in _stem_of_mask(p.stem.lower()))}
         drawn = _mask_table(p for t in truth for p in (t/folder.name,) if p.is_dir())
         beside = _mask_table([folder], masks)
         for p in files:
@@ -385,11 +387,6 @@ def _refuse_several(root, below, good):
 def _stem_of_mask(stem):
     "Names of photographs whose mask may be called `stem`, the likeliest first"
     return [stem[:len(stem) - len(end)] for end in _MASK_ENDS if stem.endswith(end) and len(stem) > len(end)]
-
-def _is_mask_of_neighbour(path, files):
-    "Whether `path` is the mask of another of `files`, by its name"
-    beside = {p.stem.lower() for p in files if p.parent == path.parent and p != path}
-    return any(s in beside and s != path.stem.lower() for s in _stem_of_mask(path.stem.lower()))
 
 def _mask_table(folders, only=None):
     "Masks by folder below and name of their photograph, both in lower case"

@@ -265,6 +265,7 @@ REFUSED = {  # change of the file; what the one error says; nothing is written
     "an id for two classes": (lambda t: t["categories"].append({"id": 1, "name": "dent"}), "id 1 is used twice"),
     "an id for two images": (image0(id=1), "image id 1 is used twice"),
     "an id that is a list": (image0(id=[1]), "neither a number nor a text"),
+    "an id of infinity": (image0(id=math.inf), "neither a number nor a text"),
     "an unknown class": (first(category_id=9), "label 9 is not in the map"),
     "an unknown image": (first(image_id=99), "image_id 99 is no image"),
     "a nameless class": (lambda t: t["categories"][0].update(name=" "), "the name is empty"),

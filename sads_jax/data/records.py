@@ -325,7 +325,7 @@ def _need(entry, field, path, at):
 def _key(entry, field, path, at):
     "An id as text, whether a tool wrote 7 or '7'"
     v = _need(entry, field, path, at)
-    if isinstance(v, float) and v == int(v): v = int(v)
+    if isinstance(v, float) and v.is_integer(): v = int(v)
     if isinstance(v, (int, str)) and not isinstance(v, bool): return str(v)
     raise DataError(f'{field} is {v!r}, neither a number nor a text', where=f'{path}, {at}', remedy='Export it again')
 

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import os
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -649,6 +651,26 @@ def test_twelve_bits_are_refused_where_nobody_stated_them():
     with pytest.raises(ImageError, match="nobody stated what white is"):
         read_image(encoded(Image.fromarray(twelve)))
     assert np.abs(read_image(encoded(Image.fromarray(full)))[..., 0] - full / 257).max() <= 0.5
+
+
+def deep_png(x):
+    "A PNG of uint16 [H, W, 3], which Pillow reads but does not write"
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in x)
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", x.shape[1], x.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colour_of_sixteen_bits_is_read_in_full_or_refused():
+    x = np.random.default_rng(0).integers(0, 256, (H, W, 3)).astype(np.uint16)
+    assert (read_image(deep_png(x * 257)) == x).all()
+    with pytest.raises(ImageError, match="16-bit colour up to"):
+        read_image(deep_png(x * 16))  # 12 bits in 16
+    with pytest.raises(ImageError, match="16-bit colour"):
+        read_image(deep_png(x * 257), white=4095)
 
 
 # ---- parameters

@@ -19,17 +19,17 @@ from sads_jax.core.errors import DataError, ImageError, SADSError
 from sads_jax.core.params import CocoSpec, FolderSpec, MagneticTileSpec, SyntheticSpec, VocSpec
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.formats import mask_to_rle, segmentation_to_mask, split_components
-from sads_jax.data.images import choose_bucket, image_size, letterbox, letterbox_mask, read_image, to_canvas, to_original  # noqa: E501
-from sads_jax.data.records import (
-    Annotation,
-    ImageRecord,
-    InspectionData,
-    annotate_class_map,
-    class_map,
-    instance_masks,
-    read_coco,
-    write_coco,
-)
+from sads_jax.data.images import (
+    choose_bucket,
+    image_size,
+    letterbox,
+    letterbox_mask,
+    read_image,
+    to_canvas,
+    to_original,
+)  # noqa: E501
+from sads_jax.data.records import (Annotation, ImageRecord, InspectionData, annotate_class_map, class_map,
+    instance_masks, read_coco, write_coco)
 from sads_jax.data.synthetic import plan_parts, render_all, render_part
 
 pytestmark = [pytest.mark.filterwarnings('ignore::UserWarning:PIL'),
@@ -488,17 +488,19 @@ def test_mvtec_layout(tmp_path):
         ('images/test/dent/000.png', ('dent',), 2), ('images/test/scratch/000.png', ('scratch',), 2),
         ('images/test/scratch/001.png', ('scratch',), 2)]
     assert len({r.part_id for r in data.images}) == 6 and not any(r.weak for r in data.images)
-    assert report(tmp_path/'out') == {'images': 6, 'skipped': [], 'notes': []}
+    told = report(tmp_path/'out')
+    assert (told['images'], told['skipped'], told['unused']) == (6, [], [])
+    assert told['classes'] == {'dent': {'kept': 1, 'left_out': 0}, 'scratch': {'kept': 2, 'left_out': 0}}
 
 
 def test_mvtec_mask_of_another_size(tmp_path):
     mvtec(tmp_path/'src')
-    Image.new('L', (61, 40)).save(tmp_path/'src/ground_truth/dent/000_mask.png')
+    Image.new('L', (61, 40)).save(tmp_path/'src/ground_truth/scratch/000_mask.png')
     ingest(ConnectorFactory(FolderSpec(root=tmp_path/'src')), tmp_path/'out')
     error = report(tmp_path/'out')['skipped'][0]['error']
     assert (
         error
-        == f'{tmp_path}/src/ground_truth/dent/000_mask.png: mask is 61 x 40 px but its image is 60 x 40 px. Export '
+        == f'{tmp_path}/src/ground_truth/scratch/000_mask.png: mask is 61 x 40 px but its image is 60 x 40 px. Export '
         'the masks at the size of the images'
     )
 
@@ -514,9 +516,9 @@ def test_plain_folders_give_weak_labels(tmp_path):
     data = ingest(ConnectorFactory(FolderSpec(root=src)), tmp_path/'out')
     assert [(r.defective, r.weak, r.classes) for r in data.images] == [(False, False, ()), (False, False, ()),
         (True, True, ('rust',)), (True, False, ('rust',))]
-    assert report(tmp_path / 'out')['notes'] == [
-        '1 of 2 defective images have no mask: they count for image-level figures only'
-    ]
+    notes = report(tmp_path/'out')['notes']
+    assert notes[0] == '1 of 2 defective images have no mask: they count for image-level figures only'
+    assert notes[-1] == '1 files were not used: 1 hidden, or left by a system'
 
 
 def test_empty_folder(tmp_path):

@@ -42,7 +42,7 @@ def test_parts_boxes_and_filled_boxes(folder, tmp_path):
     'text, what',
     [
         ('<annotation>', 'not valid XML'),
-        ('<annotation/>', "'size/height' is missing or no number"),
+        ('<html/>', '<html> is no <annotation>'),
         (PAGE.format('<object><name> </name></object>'), "object[0]: 'name' is missing"),
         (PAGE.format(OBJECT.format('pit', 1, 1, 5, 4) + '<object><name>pit</name></object>'),
             "object[1]: 'bndbox/xmin'"),

@@ -38,6 +38,7 @@ class Answer:
     "What a model says of one photograph"
     report: InspectionReport
     source: Path|str|bytes|np.ndarray # The photograph: a file, its bytes, or pixels uint8 [H, W, 3] or [H, W]
+    white: int|None = None # Value of white of 16-bit photographs, as the model takes it
 
     @property
     def verdict(self) -> Verdict:
@@ -57,7 +58,7 @@ class Answer:
     @property
     def photograph(self) -> np.ndarray: # uint8 [H, W, 3]
         "The pixels that were judged, read again; `ImageError` if the file is gone"
-        if not isinstance(self.source, np.ndarray): return read_image(self.source)
+        if not isinstance(self.source, np.ndarray): return read_image(self.source, white=self.white)
         return self.source if self.source.ndim == 3 else self.source[..., None].repeat(3, -1)
 
     def __repr__(self): return '\n'.join(r.text for r in self.reasons) or self.verdict.value
@@ -75,12 +76,13 @@ class Answers(Sequence):
     "What a model says of many photographs: a sequence of `Answer`s, and of errors where a file could not be judged"
     files: list[Path]
     results: list[InspectionReport|SADSError] # One for each file
+    white: int|None = None # As of `Answer`
 
     def __len__(self): return len(self.files)
 
     def __getitem__(self, i):
-        if isinstance(i, slice): return Answers(self.files[i], self.results[i])
-        return r if isinstance(r := self.results[i], SADSError) else Answer(r, self.files[i])
+        if isinstance(i, slice): return Answers(self.files[i], self.results[i], self.white)
+        return r if isinstance(r := self.results[i], SADSError) else Answer(r, self.files[i], self.white)
 
     @cached_property
     def counts(self) -> Counter: # PASS, REVIEW, FAIL, ERROR -> photographs
@@ -93,7 +95,7 @@ class Answers(Sequence):
     ) -> 'Answers':
         "Those with this verdict"
         chosen = [i for i, r in enumerate(self.results) if result_cells(r)[0] == verdict]
-        return Answers([self.files[i] for i in chosen], [self.results[i] for i in chosen])
+        return Answers([self.files[i] for i in chosen], [self.results[i] for i in chosen], self.white)
 
     def __repr__(self):
         return ', '.join(f'{n} {verdict}' for verdict, n in sorted(self.counts.items())) or 'no photographs'
@@ -141,10 +143,11 @@ class Model:
         batch_size:int=8, # Photographs of a folder that are judged together
     ) -> Answer|Answers:
         "Judge; `ImageError` where one photograph cannot be read, and in the place of an answer where there are many"
-        if not _many(source): return Answer(self.pipeline.process_request(source, part_id=part_id), source)
+        white = getattr(self.pipeline, 'white', None)
+        if not _many(source): return Answer(self.pipeline.process_request(source, part_id=part_id), source, white)
         files = find_photographs([str(s) for s in source] if isinstance(source, list | tuple) else [str(source)])
         stream = self.pipeline.stream(files, batch_size=batch_size, on_error='return')
-        return Answers(files, list(counted(stream, len(files), 'judged')))
+        return Answers(files, list(counted(stream, len(files), 'judged')), white)
 
     def with_rules(
         self,

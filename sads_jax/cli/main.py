@@ -147,6 +147,7 @@ def params_(
         )
         typer.echo(dump_params(p), nl=False)
         return
+    if set_ or params != PARAMS: load_params(params, set_ or [])  # a file that is named is checked
     t = table('parameter', 'type', 'default', 'meaning')
     rows = [r for r in param_rows(Params) if r[0].startswith(section)]
     if not rows:

@@ -90,7 +90,10 @@ def parity(bundle:BundlePosition=None, named:BundleOption=None, models:_Models=N
     from sads_jax.inference.parity import ARTEFACTS, compare_forms
     from sads_jax.registry.bundle import read_bundle
     bundle, s = one_bundle(bundle, named), settings_of(settings)
-    folder, kinds = images or bundle/'golden'/'images', (ARTEFACTS[0], *read_bundle(bundle).params.export.artefacts)
+    folder, kinds = (
+        images or bundle / 'golden' / 'images',
+        (ARTEFACTS[0], *(info := read_bundle(bundle)).params.export.artefacts),
+    )
     paths = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
     if not paths: raise DataError('no photographs', where=folder, remedy='Name a folder with --images')
     if images and not models and len(kinds) == 1:
@@ -98,7 +101,9 @@ def parity(bundle:BundlePosition=None, named:BundleOption=None, models:_Models=N
             remedy='Name the folder of the trained networks with --models')
     forms, took = _opened(bundle, kinds, paths[0], s)
     reference, called = _reference(bundle, models, images, forms[kinds[0]], s)
-    photos = ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels)) for p in paths)
+    white = info.preprocess.white
+    photos = ((p.relative_to(folder).as_posix(), read_image(p, max_megapixels=s.max_megapixels, white=white))
+        for p in paths)
     found = compare_forms(reference, {k: v for k, v in forms.items() if v is not reference}, photos)
     speed = {k: _speed(v, paths) for k, v in forms.items()}
     console().print(_comparison(bundle, {p.artefact: p for p in found}, took, speed))

@@ -137,11 +137,11 @@ def _verdict_row(file, result):
     reason = result.reasons[0].text if result.reasons else ''
     return str(file), Text(result.verdict.value, style), f'{result.image_score:.3f}', found, reason
 
-def _write_overlay(file, report, base, folder, max_megapixels):
+def _write_overlay(file, report, base, folder, max_megapixels, white):
     from sads_jax.data.images import read_image # numpy and Pillow
     out = folder/file.absolute().relative_to(base)
     out = out.with_name(out.name + '.png')  # a.jpg and a.tif must not meet
-    draw_overlay(read_image(file, max_megapixels=max_megapixels), report).save(picture := BytesIO(), 'PNG')
+    draw_overlay(read_image(file, max_megapixels=max_megapixels, white=white), report).save(picture := BytesIO(), 'PNG')
     write_whole(out, picture.getvalue())
 
 ROWS = 500 # of the table; a folder may hold a hundred thousand photographs
@@ -220,7 +220,7 @@ def predict(sources:_Sources, bundle:BundleFolder=None, model:ModelName=None, ou
         for file, r in _progress(judge_files(pipeline, files, s.max_batch_size), len(files), s.progress):
             if lines: print(result_line(file, r), file=lines, flush=True)
             if overlays is not None and not isinstance(r, SADSError):
-                _write_overlay(file, r, base, overlays, s.max_megapixels)
+                _write_overlay(file, r, base, overlays, s.max_megapixels, getattr(pipeline, 'white', None))
             told.add(file, r)
     told.show(console(stderr=str(out) == '-'), quiet)
     if told.errors: raise typer.Exit(1)

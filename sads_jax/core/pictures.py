@@ -39,7 +39,8 @@ def picture_bytes(
         if path.exists() and not path.is_file():
             what = 'is a folder, not an image' if path.is_dir() else 'is no regular file'
             raise ImageError(what, where=where, remedy='Name a file')
-        with path.open('rb') as f: data = f.read() if most == float('inf') else f.read(int(most) + 1)
+        with path.open('rb') as f:
+            data = f.read(int(min(most, path.stat().st_size)) + 1)  # reading takes what it asks for
     except FileNotFoundError as e: raise ImageError('no such file', where=where, remedy='Check the path') from e
     except (OSError, ValueError) as e:
         cause = getattr(e, 'strerror', None) or e

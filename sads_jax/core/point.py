@@ -99,6 +99,8 @@ class Preprocess(Spec):
     # ascending
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=16)]
 
+    white: Annotated[int, Field(ge=1, le=65535)]|None = None # of 16-bit photographs; none: no such was learnt from
+
     @model_validator(mode='after')
     def _sides(self):
         if bad := [b for b in self.buckets if any(s % STRIDE or s > 8192 for s in b)]:

@@ -166,6 +166,7 @@ def read_supervisely(tree:dict, height:int, width:int, where:str, tally:Tally) -
     return [_sly_shape(o, frame.at(f'objects[{i}]')) for i, o in enumerate(need(tree, 'objects', list, where))] + [
         (t, None) for t in _sly_tags(tree)]
 
+# %% ../../nbs/02_data/52_projects.ipynb #7a280e90
 def supervisely_connector(root:Path, part_id_pattern:str|None=None, good:Sequence[str]=GOOD, *,
     seed:int=0) -> LabelledConnector:
     "Photographs of a Supervisely project; one without objects and tags is good"
@@ -173,7 +174,9 @@ def supervisely_connector(root:Path, part_id_pattern:str|None=None, good:Sequenc
     photos = Photographs(root, skip=('ann', 'masks_machine', 'masks_human'))
     for path in (p for p in files_below(root, '.json') if p.parent.name == 'ann'):
         where, labels = str(path), ()
-        photo = next((f for f in (path.parent.parent/'img'/path.stem, path.parent.parent/path.stem) if f.is_file()), None)
+        photo = next(
+            (f for f in (path.parent.parent / 'img' / path.stem, path.parent.parent / path.stem) if f.is_file()), None
+        )
         try:
             tree = read_json(path, _SLY)
             labels = {str(o['classTitle']) for o in tree['objects']} | set(_sly_tags(tree))
@@ -239,14 +242,17 @@ def _unpacked_counts(text, where):
 
 # %% ../../nbs/02_data/52_projects.ipynb #1067abaa
 def _datumaro_names(tree, path):
-    labels = tree.get('categories', {}).get('label', {}).get('labels') if isinstance(tree.get('categories'), dict) else None
+    labels = (
+        tree.get('categories', {}).get('label', {}).get('labels') if isinstance(tree.get('categories'), dict) else None
+    )
     return [str(need(x, 'name', str, f'{path}, labels[{i}]')) for i, x in enumerate(labels or ())]
 
 def read_datumaro(item:dict, names:Sequence[str], height:int, width:int, where:str, tally:Tally) -> list[Mark]:
     "Annotations of one item; `DataError` naming the annotation"
     frame, size = Frame(height, width, where, tally), _image(item).get('size')
     if size is not None:
-        if not isinstance(size, list) or len(size) < 2: raise DataError('a size of one side', where=where, remedy=_DATUMARO)
+        if not isinstance(size, list) or len(size) < 2:
+            raise DataError('a size of one side', where=where, remedy=_DATUMARO)
         check_size(frame, *size[:2])
     found = [_datumaro_shape(a, names, frame.at(f'annotations[{i}]'))
         for i, a in enumerate(need(item, 'annotations', list, where))]

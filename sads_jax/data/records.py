@@ -17,6 +17,7 @@ __all__ = ['Annotation', 'ImageRecord', 'InspectionData', 'annotate_mask', 'anno
 
 # %% ../../nbs/02_data/10_records.ipynb #ed6dd641
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +29,9 @@ from jaxtyping import Bool, UInt8
 from ..core.errors import DataError, ImageError
 from ..core.files import write_whole
 from ..core.pictures import MAX_MEGAPIXELS
-from .formats import mask_box, mask_to_rle, segmentation_to_mask, split_components
-from .images import read_image
+from .checks import number, read_json, summed, whole
+from .formats import mask_box, mask_to_rle, read_outline, segmentation_to_mask, split_components
+from .images import image_size, read_image
 
 # %% ../../nbs/02_data/10_records.ipynb #c83d94e5
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class ImageRecord:
         "Defective, but nobody drew where"
         return bool(self.defective) and not self.annotations
 
+
+# %% ../../nbs/02_data/10_records.ipynb #inspdata
 @dataclass(frozen=True)
 class InspectionData:
     "A data set: where it lies, its defect classes and its photographs"
     root: Path
     categories: tuple[str, ...] # sorted, no background
     images: tuple[ImageRecord, ...]
+    white: int|None = None # value of white of 16-bit photographs, as `read_image`; None: there are none
 
     def path(self, record:ImageRecord) -> Path: # File of `record`
         "Where the photograph lies"
@@ -78,7 +83,8 @@ class InspectionData:
 
     def photograph(self, record:ImageRecord) -> np.ndarray: # uint8 [H, W, 3]
         "Pixels of `record`, which may be as large as its record says; `ImageError` as `read_image`"
-        return read_image(self.path(record), max_megapixels=max(MAX_MEGAPIXELS, record.width*record.height/1e6))
+        return read_image(self.path(record), max_megapixels=max(MAX_MEGAPIXELS, record.width*record.height/1e6),
+            white=self.white)
 
     def __len__(self): return len(self.images)
 
@@ -208,110 +214,291 @@ def write_coco(
                 bbox=[float(v) for v in a.bbox], segmentation=[] if a.segmentation is None else a.segmentation,
                 area=float(a.area), iscrowd=0))
     classes = [dict(id=i, name=c) for c, i in ids.items()]
-    tree = dict(info={'description': 'sads_jax inspection data'}, categories=classes, images=images, annotations=marks)
+    info = {'description': 'sads_jax inspection data'} | ({'white': data.white} if data.white else {})
+    tree = dict(info=info, categories=classes, images=images, annotations=marks)
     path = Path(root)/annotations
     write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
     return path
 
 # %% ../../nbs/02_data/10_records.ipynb #3c04ee50
+_AGAIN = 'Remove the annotation or draw it again'
+_FORMS = { # how tools write a box: to x1, y1, x2, y2 [px]
+    'x, y, width, height': lambda b, h, w: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
+    'x1, y1, x2, y2': lambda b, h, w: (b[0], b[1], b[2], b[3]),
+    'shares of the image': lambda b, h, w: (b[0]*w, b[1]*h, (b[0] + b[2])*w, (b[1] + b[3])*h),
+    'centre, width, height': lambda b, h, w: (b[0] - b[2]/2, b[1] - b[3]/2, b[0] + b[2]/2, b[1] + b[3]/2),
+    'shares of the image from the centre': lambda b, h, w: ((b[0] - b[2]/2)*w, (b[1] - b[3]/2)*h,
+        (b[0] + b[2]/2)*w, (b[1] + b[3]/2)*h)}
+
+def _near(a, b):
+    "Whether two boxes have the same corners but for 3 px or a tenth of their side"
+    slack = [max(3., .1*(b[2] - b[0])), max(3., .1*(b[3] - b[1]))]*2
+    return all(abs(p - q) <= s for p, q, s in zip(a, b, slack))
+
+def _apart(a, b):
+    "Whether less than half of box `b` lies in box `a`"
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(w, 0)*max(h, 0) < .5*(b[2] - b[0])*(b[3] - b[1])
+
+def _numbers_of_box(raw, where):
+    "The four numbers of a box in any spelling, or None where it says nothing"
+    if isinstance(raw, dict):
+        raw = [raw.get(k, raw.get(s)) for k, s in (('x', 'left'), ('y', 'top'), ('width', 'w'), ('height', 'h'))]
+    if raw is None or raw == []: return None
+    if not isinstance(raw, (list, tuple)) or len(raw) != 4:
+        raise DataError('bbox is no list of four numbers', where=where, remedy='Write it as x, y, width, height')
+    return [number(v, f'bbox[{i}]', where, -1e6, 1e6) for i, v in enumerate(raw)]
+
+def _box_with_outline(raw, outline, height, width, where, remarks):
+    "The box of an annotation that has an outline, checked against it; COCO's x, y, width, height"
+    x, y, w, h = outline
+    drawn = x, y, x + w, y + h
+    try: box = _numbers_of_box(raw, where)
+    except DataError as e:
+        if isinstance(raw, dict): raise
+        remarks.append((f'the box of an annotation was taken from its outline: {e.what}', where))
+        return outline
+    if box is None: return outline
+    for form, corners in _FORMS.items():
+        if not _near(corners(box, height, width), drawn): continue
+        if form == 'x, y, width, height': return tuple(box)
+        remarks.append((f'a box written as {form} was read so, as its outline says', where))
+        return outline
+    if box[2] <= 0 or box[3] <= 0:
+        remarks.append(('a box without width or height was taken from its outline', where))
+        return outline
+    if _apart((box[0], box[1], box[0] + box[2], box[1] + box[3]), drawn):
+        raise DataError(f'the box {", ".join(f"{v:g}" for v in box)} lies apart from its own outline, whose box is '
+            f'{", ".join(f"{v:g}" for v in outline)}', where=where, remedy='Remove the wrong one of the two')
+    return tuple(box)
+
+# %% ../../nbs/02_data/10_records.ipynb #boxalone
+def _box_alone(raw, area, height, width, where, remarks):
+    "The box of an annotation without an outline, checked against its area and the image"
+    box = _numbers_of_box(raw, where)
+    if box is None: raise DataError('neither a box nor a mask', where=where, remedy=_AGAIN)
+    if area > 1:
+        for form, corners in _FORMS.items():
+            x1, y1, x2, y2 = corners(box, height, width)
+            fits = math.isclose((x2 - x1)*(y2 - y1), area, rel_tol=.05) and x2 > x1 and y2 > y1
+            if fits and form == 'x, y, width, height': break
+            if fits and 'centre' not in form and max(-x1, -y1, x2 - width, y2 - height) <= 3:
+                remarks.append((f'a box written as {form} was read so, as its area says', where))
+                return x1, y1, x2 - x1, y2 - y1
+    if box[2] <= 0 or box[3] <= 0:
+        raise DataError(f'the box {", ".join(f"{v:g}" for v in box)} has no width or no height', where=where,
+            remedy=_AGAIN)
+    if height > 2 and width > 2 and max(box[0] + box[2], box[1] + box[3]) <= 1.001:
+        raise DataError(f'the box {", ".join(f"{v:.3g}" for v in box)} is in shares of the image', where=where,
+            remedy='Write x, y, width, height in pixels')
+    return tuple(box)
+
+def _area(a, where):
+    "The area that an annotation states, 0 where it states none"
+    try: return number(a.get('area') or 0, 'area', where, 0, 1e12)
+    except DataError: return 0.  # it follows from what was drawn
+
+def _annotation(a, category, height, width, where, remarks):
+    "One entry of a COCO file; `DataError` where it cannot be what it says"
+    raw, area = a.get('segmentation') or None, _area(a, where)
+    if raw is None: return _boxed_only(a, area, category, height, width, where, remarks)
+    drawn = read_outline(raw, height, width, where, remarks)
+    if not drawn.area:
+        remarks.append(('an outline without a pixel was left out, its box counts', where))
+        return _boxed_only(a, area, category, height, width, where, remarks)
+    box = _box_with_outline(a.get('bbox'), drawn.box, height, width, where, remarks)
+    return Annotation(category, box, drawn.segmentation, area or drawn.area)
+
+def _boxed_only(a, area, category, height, width, where, remarks):
+    box = _box_alone(a.get('bbox'), area, height, width, where, remarks)
+    return Annotation(category, box, None, area or box[2]*box[3])
+
+# %% ../../nbs/02_data/10_records.ipynb #1904d7bb
+_LARGEST = 4e8 # px of an image
+
 def _text(v): return None if v is None else str(v)
 
 def _need(entry, field, path, at):
     if isinstance(entry, dict) and field in entry: return entry[field]
     raise DataError(f'field {field!r} is missing', where=f'{path}, {at}', remedy='Export as COCO instances')
 
-def _annotation(a, category, height, width, where):
-    seg = a.get('segmentation') or None
-    if isinstance(seg, dict):
-        if isinstance(seg.get('counts'), list): seg = mask_to_rle(segmentation_to_mask(seg, height, width, where))
-        size = [int(s) for s in seg.get('size', ())]
-        if size != [height, width]:
-            raise DataError(f'mask is {" x ".join(map(str, size[::-1]))} px but its image is {width} x {height} px',
-                where=where, remedy='Export the masks at the size of the images')
-    box = a.get('bbox')
-    mask = segmentation_to_mask(seg, height, width, where) if seg and (not box or not a.get('area')) else None
-    if mask is not None and not box: box = mask_box(mask)
-    if not box or len(box) != 4:
-        raise DataError('neither a box nor a mask', where=where, remedy='Remove the annotation or draw it again')
-    area = a.get('area') or (float(mask.sum()) if mask is not None else float(box[2])*float(box[3]))
-    return Annotation(category, tuple(float(v) for v in box), seg, float(area))
+def _key(entry, field, path, at):
+    "An id as text, whether a tool wrote 7 or '7'"
+    v = _need(entry, field, path, at)
+    if isinstance(v, float) and v.is_integer(): v = int(v)
+    if isinstance(v, (int, str)) and not isinstance(v, bool): return str(v)
+    raise DataError(f'{field} is {v!r}, neither a number nor a text', where=f'{path}, {at}', remedy='Export it again')
 
-# %% ../../nbs/02_data/10_records.ipynb #1904d7bb
+def _list(tree, field, path, need=True):
+    "A section of a COCO file; absent is empty unless `need`, anything but a list is an error"
+    if field not in tree and not need: return []
+    if isinstance(tree.get(field), list): return tree[field]
+    raise DataError(f'"{field}" is no list', where=path,
+        remedy=f'Write "{field}": [] where there is none, or export it again')
+
 def _tree(path):
     "A COCO file as JSON"
-    try: tree = json.loads(path.read_text())
-    except FileNotFoundError as e:
-        raise DataError('no such file', where=path, remedy='Run ingest, or name the annotations file') from e
-    except (ValueError, OSError) as e:
-        raise DataError(f'not valid JSON: {e}', where=path, remedy='Export the annotations again') from e
+    tree = read_json(path)
     if not isinstance(tree, dict) or 'images' not in tree:
         raise DataError('not a COCO file: it has no "images"', where=path, remedy='Export as COCO instances')
     return tree
 
-def _sizes(tree, path):
-    "Height and width [px] by image id"
+def _categories(tree, path, remarks):
+    "Class names by id as text"
     out = {}
-    for i, im in enumerate(tree['images']):
-        at = f'images[{i}]'
-        key = _need(im, 'id', path, at)
-        if key in out:
-            raise DataError(f'image id {key!r} is used twice', where=f'{path}, {at}', remedy='Ids must be unique')
-        out[key] = int(_need(im, 'height', path, at)), int(_need(im, 'width', path, at))
+    for i, c in enumerate(_list(tree, 'categories', path, need=False)):
+        at = f'categories[{i}]'
+        key, name = _key(c, 'id', path, at), str(_need(c, 'name', path, at)).strip()
+        if not name: raise DataError('the name is empty', where=f'{path}, {at}', remedy='Name the class')
+        if out.get(key, name) != name:
+            raise DataError(f'id {key} is used twice, for {out[key]!r} and {name!r}', where=f'{path}, {at}',
+                remedy='Ids must be unique')
+        if name in out.values() and key not in out:
+            remarks.append((f'{name!r} has several ids, which count as one', at))
+        out[key] = name
     return out
 
-def _marks(tree, names, sizes, path, failed):
-    "Annotations by image id; what is wrong with one goes to `failed(image id, error)`"
-    marks = {k: [] for k in sizes}
-    for i, a in enumerate(tree.get('annotations', ())):
+
+# %% ../../nbs/02_data/10_records.ipynb #sizescode
+def _sizes(tree, root, path, remarks, failed):
+    "Height and width [px] by image id as text; where none is stated, the photograph's own"
+    out = {}
+    for i, im in enumerate(_list(tree, 'images', path)):
+        at = f'images[{i}]'
+        key = _key(im, 'id', path, at)
+        if key in out:
+            raise DataError(f'image id {im["id"]!r} is used twice', where=f'{path}, {at}', remedy='Ids must be unique')
+        out[key] = 0, 0
+        try:
+            if im.get('height') and im.get('width'):
+                h, w = (whole(im[k], k, f'{path}, {at}', 1, 10**6) for k in ('height', 'width'))
+            else:
+                h, w = image_size(root/str(_need(im, 'file_name', path, at)), max_megapixels=float('inf'))
+                remarks.append(('the size of an image was taken from its file', at))
+            if h*w > _LARGEST: raise DataError(f'{w} x {h} px are too many', where=f'{path}, {at}', remedy=_AGAIN)
+            out[key] = h, w
+        except (DataError, ImageError) as e: failed(key, e)
+    return out
+
+# %% ../../nbs/02_data/10_records.ipynb #marks2
+def _marks(tree, names, sizes, path, failed, remarks):
+    "Annotations and class names by image id; what is wrong with one goes to `failed(image id, error)`"
+    marks, labels = {k: [] for k in sizes}, {k: set() for k in sizes}
+    for i, a in enumerate(_list(tree, 'annotations', path, need=_has_labels(tree))):
         at = f'annotations[{i}]'
-        image, label = _need(a, 'image_id', path, at), _need(a, 'category_id', path, at)
+        image, label = _key(a, 'image_id', path, at), _key(a, 'category_id', path, at)
         if image not in marks:
-            raise DataError(f'image_id {image!r} is no image of this file', where=f'{path}, {at}',
+            raise DataError(f'image_id {a["image_id"]!r} is no image of this file', where=f'{path}, {at}',
                 remedy='Remove the annotation, or add its image')
         if label not in names:
-            raise DataError(f'label {label!r} is not in the map', where=f'{path}, {at}',
-                remedy=f"Known are {', '.join(f'{k} {v}' for k, v in sorted(names.items(), key=str))}")
-        try: marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}'))
+            raise DataError(f'label {a["category_id"]!r} is not in the map', where=f'{path}, {at}',
+                remedy=f"Known are {', '.join(f'{k} {v}' for k, v in sorted(names.items()))}")
+        labels[image].add(names[label])
+        if sizes[image] == (0, 0): continue
+        try: marks[image].append(_annotation(a, names[label], *sizes[image], f'{path}, {at}', remarks))
         except DataError as e: failed(image, e)
-    return marks
+    return marks, labels
+
+def _has_labels(tree):
+    "Whether `annotations` must be there: without it, images have to say themselves whether they are good"
+    return not all(isinstance(im, dict) and 'defective' in im for im in tree['images'])
+
+def _refuse_corners(tree, sizes, path):
+    "`DataError` where boxes without outlines overshoot their images and all could be x1, y1, x2, y2"
+    over, alone = [], 0
+    for i, a in enumerate(tree.get('annotations') or ()):
+        b = a.get('bbox')
+        if a.get('segmentation') or a.get('area') or not isinstance(b, list) or len(b) != 4: continue
+        if not all(isinstance(v, (int, float)) for v in b): continue
+        h, w = sizes.get(str(a.get('image_id')), (0, 0))
+        if not h: continue
+        alone += 1
+        if not (b[0] < b[2] <= w + 1 and b[1] < b[3] <= h + 1): return
+        if b[0] + b[2] > w + 3 or b[1] + b[3] > h + 3: over.append(i)
+    if over and alone > 2:
+        raise DataError(f'{len(over)} of {alone} boxes reach out of their images, and all could be x1, y1, x2, y2',
+            where=f'{path}, annotations[{over[0]}]', remedy='Write boxes as x, y, width, height')
 
 # %% ../../nbs/02_data/10_records.ipynb #3184f7a2
-def _classes(im, found, names, where):
+def _classes(im, found, labels, names, where):
     "Defect classes of an image: those it names, or those of its annotations"
     given = im.get('classes')
-    classes = tuple(sorted({a.category for a in found} if given is None else set(map(str, given))))
+    if given is not None and not isinstance(given, list):
+        raise DataError('"classes" is no list', where=where, remedy='Write a list of names')
+    classes = tuple(sorted(labels if given is None else set(map(str, given))))
     if bad := [c for c in classes if c not in names.values()]:
         raise DataError(f'label {bad[0]!r} is not in the map', where=where,
-            remedy=f"Known are {', '.join(sorted(names.values()))}")
+            remedy=f"Known are {', '.join(sorted(set(names.values())))}")
     return classes
 
+def _defective(im, classes, labels, where):
+    "Whether a photograph shows a defect; `DataError` where it is called good and carries one"
+    said = im['defective'] if 'defective' in im else bool(labels or classes)
+    if said is not None and not isinstance(said, bool):
+        raise DataError(f'"defective" is {said!r}', where=where, remedy='Write true, false or null')
+    if said is False and labels:
+        raise DataError(f'it is called good, but has an annotation of {", ".join(sorted(labels))}', where=where,
+            remedy='Remove one of the two')
+    return said
+
+def _files(tree, path, find, failed):
+    "File name of each image, and in `tree` too; a name used twice concerns both"
+    first, out = {}, []
+    for i, im in enumerate(_list(tree, 'images', path)):
+        at = f'images[{i}]'
+        file, key = _need(im, 'file_name', path, at), _key(im, 'id', path, at)
+        if not isinstance(file, str) or not file.strip() or '\0' in file:
+            raise DataError(f'file_name is {file!r}', where=f'{path}, {at}', remedy='Name the photograph')
+        try: file = find(file) if find else file
+        except DataError as e: failed(key, e)
+        if file in first:
+            for k in (key, first[file][0]): failed(k, DataError(
+                f'file name {file!r} is used twice, in {first[file][1]} and in {at}', where=path,
+                remedy='Join the two entries, or remove one'))
+        first.setdefault(file, (key, at))
+        im['file_name'] = file
+        out.append(file)
+    return out
+
+
+# %% ../../nbs/02_data/10_records.ipynb #readcoco
 def read_coco(
     root:Path, # Folder that file names are relative to
     annotations:str|Path='annotations.json', # Relative to `root`
     *,
     part_of:Callable[[str], str]|None=None, # Part of a file name, where images have no `part_id`; default: the image
     problems:dict|None=None, # Filled with image id -> `DataError` instead of raising, for what concerns one image only
+    find:Callable[[str], str]|None=None, # Where a file of a name really lies below `root`; default: as it is named
+    notes:list|None=None, # Filled with what was mended, one line a kind
 ) -> InspectionData:
     "Read COCO instances; `DataError` naming file and entry on a missing field, unknown id, or mask of another size"
-    root, path = Path(root), Path(root)/annotations
+    root, path, remarks = Path(root), Path(root)/annotations, []
     tree = _tree(path)
-    names = {_need(c, 'id', path, f'categories[{i}]'): str(_need(c, 'name', path, f'categories[{i}]'))
-             for i, c in enumerate(tree.get('categories', ()))}
-    sizes = _sizes(tree, path)
-    numeric = all(isinstance(k, int) for k in sizes)
-    ids = {k: k if numeric else i+1 for i, k in enumerate(sizes)} # of our records
+    errors, ids = {}, {}
     def failed(image, error):
         if problems is None: raise error
-        return problems.setdefault(ids[image], error)
-    marks, images = _marks(tree, names, sizes, path, failed), []
-    for i, im in enumerate(tree['images']):
-        at, found = f'images[{i}]', tuple(marks[im['id']])
-        file, part = str(_need(im, 'file_name', path, at)), im.get('part_id')
-        classes = _classes(im, found, names, f'{path}, {at}')
-        if part is None:
-            try: part = part_of(file) if part_of else str(Path(file).with_suffix(''))
-            except DataError as e: part = failed(im['id'], e)
-        images.append(ImageRecord(ids[im['id']], file, int(im['width']), int(im['height']), str(part),
-            _text(im.get('lot')), _text(im.get('exposure')),
-            im['defective'] if 'defective' in im else bool(found or classes), classes, found))
-    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images))
+        errors.setdefault(image, error)
+    files = _files(tree, path, find, failed)
+    names = _categories(tree, path, remarks)
+    sizes = _sizes(tree, root, path, remarks, failed)
+    plain = all(isinstance(im['id'], int) for im in tree['images'])
+    ids = {k: int(k) if plain else i + 1 for i, k in enumerate(sizes)} # of our records
+    marks, labels = _marks(tree, names, sizes, path, failed, remarks)
+    _refuse_corners(tree, sizes, path)
+    images = []
+    for i, (key, im) in enumerate(zip(sizes, tree['images'])):
+        at = f'{path}, images[{i}]'
+        classes, part = _classes(im, marks[key], labels[key], names, at), im.get('part_id')
+        try:
+            if part is None: part = part_of(files[i]) if part_of else str(Path(files[i]).with_suffix(''))
+            said = _defective(im, classes, labels[key], at)
+        except (DataError, ValueError) as e:
+            failed(key, e if isinstance(e, DataError) else DataError('the file name is empty', where=at))
+            said = bool(classes)
+        images.append(ImageRecord(ids[key], files[i], sizes[key][1], sizes[key][0], str(part), _text(im.get('lot')),
+            _text(im.get('exposure')), said, classes, tuple(marks[key])))
+    if problems is not None: problems |= {ids[k]: e for k, e in errors.items()}
+    if notes is not None: notes += summed(remarks)
+    info = tree.get('info') if isinstance(tree.get('info'), dict) else {}
+    white = None if info.get('white') is None else whole(info['white'], 'info.white', str(path), 1, 65535)
+    return InspectionData(root, tuple(sorted(set(names.values()))), tuple(images), white)

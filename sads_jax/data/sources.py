@@ -39,6 +39,9 @@ class Source(NamedTuple):
     name: str # where it comes from, for messages
     load: Callable[[], tuple[bytes, ImageRecord]] # the file as it is, and its record; may raise `SADSError`
     path: Path|None = None # of that file, where there is one; its size is checked before `load` reads masks
+    classes: tuple[str, ...] | None = (
+        None  # what its labels say it shows; (): good; None: known after `load`, or by nobody
+    )
 
 Mark = tuple[str, Annotation|None]  # a class, and what was drawn of it; None: on this photograph, place unknown
 
@@ -159,7 +162,9 @@ def label_files(
         if (Path(root)/given).is_file(): return [Path(root)/given]
         raise DataError('no such file', where=Path(root)/given, remedy='Check data.root and data.annotations')
     if chosen := [p for p in found if fits(p)]: return chosen
-    raise DataError(f'none of {len(found)} {suffix} files is {what}', where=root, remedy='Check data.kind and data.root')
+    raise DataError(
+        f'none of {len(found)} {suffix} files is {what}', where=root, remedy='Check data.kind and data.root'
+    )
 
 # %% ../../nbs/02_data/42_sources.ipynb #0b2d96be
 class Photographs:

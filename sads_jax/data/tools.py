@@ -144,7 +144,8 @@ def _cvat_shape(node, frame):
         x1, y1, x2, y2 = get('xtl', 'ytl', 'xbr', 'ybr')
         if not angle: return name, box_mark(name, x1, y1, x2, y2, frame)
         return name, polygon_mark(name, [turned_box(x1, y1, x2 - x1, y2 - y1, angle)], frame)
-    if node.tag == 'ellipse': return name, polygon_mark(name, [ellipse_ring(*get('cx', 'cy', 'rx', 'ry'), angle)], frame)
+    if node.tag == 'ellipse':
+        return name, polygon_mark(name, [ellipse_ring(*get('cx', 'cy', 'rx', 'ry'), angle)], frame)
     if node.tag == 'polygon': return name, polygon_mark(name, [_pairs(node.get('points'), frame.where)], frame)
     if node.tag == 'polyline': return name, line_mark(name, _pairs(node.get('points'), frame.where), frame)
     if node.tag == 'points': return point_mark(name, frame)
@@ -199,7 +200,8 @@ def _bits(data, where):
     bits, at = np.unpackbits(np.array(data, np.uint8)), 0
     def take(n, times=1):
         nonlocal at
-        if at + n*times > len(bits): raise DataError('a brush stroke ends too soon', where=where, remedy='Export it again')
+        if at + n * times > len(bits):
+            raise DataError('a brush stroke ends too soon', where=where, remedy='Export it again')
         got = bits[at:at + n*times].reshape(times, n)
         at += n*times
         return got @ (1 << np.arange(n - 1, -1, -1, dtype=np.int64))
@@ -278,7 +280,9 @@ def _result(r, frame, labelled):
     value, kind = r.get('value'), r.get('type')
     if (chosen := _choices(value)) is not None: return [(c, None) for c in chosen]
     if number(r.get('image_rotation') or 0, 'image_rotation', frame.where):
-        raise DataError('the photograph was turned in the tool', where=frame.where, remedy='Turn the file, and label it')
+        raise DataError(
+            'the photograph was turned in the tool', where=frame.where, remedy='Turn the file, and label it'
+        )
     if r.get('original_width') is not None: check_size(frame, r.get('original_height'), r['original_width'])
     if names := _region_names(value): return _region(value, names, frame)
     if kind in ('rectangle', 'polygon', 'ellipse', 'brush', 'keypoint') or _region_names(value) == []:
@@ -302,7 +306,9 @@ def _results(task, where, tally):
             if task.get('predictions'): tally.add('tasks with predictions alone: nobody judged them', where)
             return None
         if len(done) > 1: tally.add('tasks that several people judged: ground truth, or else the newest, counts', where)
-        best = max(done, key=lambda a: (bool(a.get('ground_truth')), str(a.get('updated_at') or a.get('created_at') or '')))
+        best = max(
+            done, key=lambda a: (bool(a.get('ground_truth')), str(a.get('updated_at') or a.get('created_at') or ''))
+        )
         return need(best, 'result', list, where)
     out = []
     for key, v in task.items():
@@ -328,7 +334,8 @@ def _file_name(url):
 def read_studio(task:dict, height:int, width:int, where:str, tally:Tally) -> list[Mark]:
     "Regions and choices of one judged task; `DataError` naming the result"
     results = _results(task, where, tally)
-    if not all(isinstance(r, dict) for r in results): raise DataError('a result is no object', where=where, remedy=_STUDIO)
+    if not all(isinstance(r, dict) for r in results):
+        raise DataError('a result is no object', where=where, remedy=_STUDIO)
     labelled = {r.get('id') for r in results if _region_names(r.get('value'))} - {None}
     frame = Frame(height, width, where, tally)
     return [m for i, r in enumerate(results) for m in _result(r, frame.at(f'result[{i}]'), labelled)]
@@ -359,8 +366,10 @@ def _studio_tasks(path):
 def _is_studio(path):
     try: tasks = _studio_tasks(path)
     except DataError: return False
-    return bool(tasks) and all(isinstance(t, dict) and ('annotations' in t or 'completions' in t or 'annotation_id' in t)
-        and 'images' not in t for t in tasks[:20])
+    return bool(tasks) and all(
+        isinstance(t, dict) and ('annotations' in t or 'completions' in t or 'annotation_id' in t) and 'images' not in t
+        for t in tasks[:20]
+    )
 
 def label_studio_connector(root:Path, annotations:Path|None=None, part_id_pattern:str|None=None,
     good:Sequence[str]=GOOD, *, seed:int=0) -> LabelledConnector:

@@ -18,7 +18,7 @@ import numpy as np
 from ..core.errors import ParamsError, SADSError
 from ..core.factory import Factory
 from ..core.params import DecisionSpec, Params
-from ..core.point import OperatingPoint
+from ..core.point import OperatingPoint, Preprocess
 from ..core.types import Findings, InspectionReport
 from ..data.images import Placement
 from ..inference.predictor import BaseCVPredictor
@@ -79,6 +79,7 @@ class BundleFacts(Protocol):
     labels: tuple[str, ...] # defect classes
     decision: OperatingPoint
     params: Params
+    preprocess: Preprocess
 
 class Domain(Protocol):
     "One kind of inspection"

@@ -29,6 +29,7 @@ from ..core.types import BOX_FLOOR, IMAGE_FLOOR, InspectionReport
 from ..data import splits
 from ..data.connectors import ConnectorFactory
 from ..data.connectors import ingest as copy_data
+from ..data.connectors import loss_lines
 from ..data.images import read_image
 from ..data.records import ImageRecord, InspectionData, read_coco
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
@@ -55,11 +56,19 @@ def ingest(
 ) -> InspectionData:
     "Copy photographs and labels; what cannot be used is listed in ingest.json"
     data = copy_data(ConnectorFactory(spec, seed=seed), out, progress.track, max_megapixels=max_megapixels)
-    skipped = json.loads((out/'ingest.json').read_text())['skipped']
+    report = json.loads((out/'ingest.json').read_text())
+    skipped = report['skipped']
     parts, classes = len({r.part_id for r in data.images}), ', '.join(data.categories) or 'none'
     progress.say(f'ingest: {len(data.images)} photographs of {parts} parts, classes {classes}'
         + (f'; {len(skipped)} skipped, see {out/"ingest.json"}' if skipped else ''))
+    if data.categories: progress.say('ingest: ' + _class_counts(report))
+    for line in loss_lines(report): progress.say(line)
     return data
+
+def _class_counts(report):
+    "Photographs kept of each class and of good parts"
+    rows = {**report['classes'], 'good': report['kinds']['good'], 'unlabelled': report['kinds']['unlabelled']}
+    return ', '.join(f'{n["kept"]} {name}' for name, n in rows.items() if n['kept'])
 
 def _write_json(path, tree): write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
 
@@ -194,6 +203,7 @@ def export_bundle(
     data:Mapping[str, Any], # kind, fingerprint, splits, categories
     rules_version:str,
     progress:Progress,
+    white:int|None=None, # Of the 16-bit photographs learnt from
 ) -> None:
     "Write a bundle of the cascade with a threshold of 0.5, which the calibration split will replace"
     from sads_jax.inference.export import export_program # jax
@@ -207,7 +217,7 @@ def export_bundle(
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
     write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=data['categories'],
         threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None, rules_version=rules_version, params=params,
-        code=_code(), data=data)
+        code=_code(), data=data, white=white)
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #93d2bd4e
 def judge_all(
@@ -298,7 +308,7 @@ def calibrate(
     facts = {'kind': params.data.kind, 'fingerprint': splits.read_fingerprint(at.split/'split.json'),
         'splits': {k: len(v) for k, v in ids.items()}, 'categories': list(data.categories)}
     with whole_folder(at.bundle, is_ours=is_bundle, marked=False) as new:  # appears when all of it is done
-        export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress)
+        export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress, data.white)
         opened = lambda: load_pipeline(new, settings=settings, cache_dir=settings.cache_dir)
         reports = judge_all(
             opened(), [data.path(r) for r in records], params.evaluate.batch_size, 'calibrate', progress
@@ -457,7 +467,9 @@ def parity(
         progress('parity', len(done), len(paths), {})
     forms = {k: load_pipeline(at.bundle, settings=settings, cache_dir=settings.cache_dir, artefact=k)
         for k in ('float32', *info.params.export.artefacts)}
-    photos = ((p.name, read_image(p, max_megapixels=settings.max_megapixels)) for p in paths)
+    photos = (
+        (p.name, read_image(p, max_megapixels=settings.max_megapixels, white=info.preprocess.white)) for p in paths
+    )
     return compare_forms(python_pipeline(at.bundle, at.models, settings, domain), forms, photos, told)
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #e005bb78

@@ -222,6 +222,7 @@ def write_bundle(
     batch_sizes:Iterable[int]=(1, 8, 32), # That the predictor may compile
     anomaly_limit:float|None=None, # Distance from good parts beyond which a clean part goes to REVIEW
     graphs:Mapping[tuple[int, int], bytes]|None=None, # As `export_onnx` gave, where wanted
+    white:int|None=None, # Value of white of the 16-bit photographs it learnt from; none: there were none
 ) -> str: # Version
     """Write and seal a bundle without golden set; it takes its place whole. `BundleError` if a bucket has no program or
     graph, `SADSError` if the folder holds something else than a bundle"""
@@ -253,7 +254,8 @@ def write_bundle(
             'decision': decision,
             'data': dict(data),
             'code': dict(code),
-            'preprocess': {'buckets': [list(b) for b in buckets], 'pad': PAD, 'batch_sizes': sorted(batch_sizes)},
+            'preprocess': {'buckets': [list(b) for b in buckets], 'pad': PAD, 'batch_sizes': sorted(batch_sizes)}
+            | ({'white': white} if white else {}),
         }.items():
             (new/f'{name}.json').write_text(manifest_text(tree))
         (new/'params.yaml').write_text(dump_params(params))
@@ -303,14 +305,17 @@ def write_golden(
     from sads_jax.inference.parity import canvas_digest
     folder, images = Path(folder), list(images)
     verify_bundle(folder)
-    answer = DomainFactory(read_bundle(folder).params.domain).golden_answer
+    info = read_bundle(folder)
+    answer = DomainFactory(info.params.domain).golden_answer
     with _changed(folder, 'golden') as new:
         (new/'golden'/'images').mkdir(parents=True)
         lines = []
         for i, src in enumerate(images):
             kept = new/'golden'/'images'/f'{i:03d}{Path(src).suffix.lower()}'
             shutil.copyfile(src, kept)
-            seen = pipeline.predictor.place([read_image(kept, max_megapixels=pipeline.max_megapixels)])
+            seen = pipeline.predictor.place(
+                [read_image(kept, max_megapixels=pipeline.max_megapixels, white=info.preprocess.white)]
+            )
             lines.append(
                 json.dumps(
                     {'image': f'images/{kept.name}', 'canvas': canvas_digest(c for c, _ in seen),

@@ -25,10 +25,11 @@ def check_golden(
     from sads_jax.inference.parity import EXACT, REDUCED, Parity, canvas_digest
     exact = artefact in ('float32', 'onnx')
     found, out = Parity(artefact, EXACT if exact else REDUCED), []
+    white = read_bundle(folder).preprocess.white
     for path, want in golden_looks(folder).items():
         name = path.relative_to(folder).as_posix()
         try:
-            canvases = pipeline.predictor.place([read_image(path, max_megapixels=pipeline.max_megapixels)])
+            canvases = pipeline.predictor.place([read_image(path, max_megapixels=pipeline.max_megapixels, white=white)])
             got = {'digest': canvas_digest(c for c, _ in canvases), 'report': pipeline.process_request(path)}
         except Exception as e:  # whatever a program may raise that was never run here before
             out.append(f"{name}: cannot be judged any more: {getattr(e, 'what', type(e).__name__)}")

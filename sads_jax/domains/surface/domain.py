@@ -79,7 +79,7 @@ class SurfaceDomain:
         predictor = open_program(floors_of(decide, every_box or tile is not None))
         if tile: predictor = TiledPredictor(predictor, tile)
         return SADSPipeline(predictor, decide, model_version=bundle.version, rules_version=point.rules_version,
-            station_id=station_id, max_megapixels=max_megapixels, gate=point.gate)
+            station_id=station_id, max_megapixels=max_megapixels, gate=point.gate, white=bundle.preprocess.white)
 
     def usual(
         self,

@@ -58,7 +58,7 @@ def _pixels_of(src, name):
         )
     return x
 
-def _read(src, max_megapixels, name):
+def _read(src, max_megapixels, name, white=None):
     start = time.perf_counter()
     if isinstance(src, np.ndarray):
         pixels = _pixels_of(src, name or 'the image')
@@ -67,7 +67,7 @@ def _read(src, max_megapixels, name):
         if not isinstance(src, bytes):
             name = name or str(src)
             src = picture_bytes(src, max_megapixels=max_megapixels, name=name)
-        pixels = read_image(src, max_megapixels=max_megapixels, name=name)
+        pixels = read_image(src, max_megapixels=max_megapixels, name=name, white=white)
         sha = hashlib.sha256(src).hexdigest()
     return _Photo(pixels, sha, (time.perf_counter() - start)*1e3, name)
 
@@ -84,6 +84,7 @@ class SADSPipeline:
     gate: Mapping[str, tuple[float, float]] | None = (
         None  # What a usable photograph looks like, see `gate_bands`; None: all are believed
     )
+    white: int | None = None # Value of white of 16-bit photographs, as `read_image`
     uninspected: Counter = field(
         default_factory=Counter, compare=False
     )  # How many photographs were not inspected or not usable, by rule
@@ -96,7 +97,7 @@ class SADSPipeline:
         name:str|None=None, # How errors call the photograph; by default its path
     ) -> InspectionReport:
         "Inspect one photograph; `ImageError` if it can't be read"
-        photo = _read(src, self.max_megapixels, name)
+        photo = _read(src, self.max_megapixels, name, self.white)
         done = self._each([photo], [part_id], 'return')[0]
         if isinstance(done, SADSError): raise done
         return done[0]
@@ -161,7 +162,7 @@ class SADSPipeline:
         def read(i):
             photos = []
             for src, name in zip(srcs[i:i+batch_size], names[i:i+batch_size]):
-                try: photos.append(_read(src, self.max_megapixels, name))
+                try: photos.append(_read(src, self.max_megapixels, name, self.white))
                 except SADSError as e:
                     if on_error == 'raise': raise
                     photos.append(e)

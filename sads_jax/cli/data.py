@@ -39,4 +39,6 @@ def data_export(
     from sads_jax.data.writers import export_data
     found = read_coco(workdir/'data'/'dataset')
     for remark in export_data(found, out, format): say(f'mind: {remark}')
-    console().print(f'{len(found)} photographs, {sum(len(r.annotations) for r in found.images)} defects as {format} in {out}')
+    console().print(
+        f'{len(found)} photographs, {sum(len(r.annotations) for r in found.images)} defects as {format} in {out}'
+    )

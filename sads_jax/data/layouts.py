@@ -21,6 +21,7 @@ import numpy as np
 from ..core.errors import DataError, ImageError
 from ..core.pictures import decode, open_picture
 from .formats import IMAGE_SUFFIXES
+from .images import image_size
 from .records import annotate_mask
 from .sources import Entry, LabelledConnector, Mark, Photographs, Tally, read_csv
 
@@ -36,8 +37,11 @@ def drawn_mask(
         try:
             with open_picture(p, max_megapixels=float('inf')) as im:
                 if im.size != (width, height):
-                    raise DataError(f'mask is {im.size[0]} x {im.size[1]} px, the photograph {width} x {height} px', where=p,
-                        remedy='Export the masks at the size of the photographs')
+                    raise DataError(
+                        f'mask is {im.size[0]} x {im.size[1]} px, the photograph {width} x {height} px',
+                        where=p,
+                        remedy='Export the masks at the size of the photographs',
+                    )
                 x = np.asarray(decode(im, str(p)))
         except ImageError as e: raise DataError(f'mask cannot be read: {e.what}', where=p, remedy=e.remedy) from e
         out |= (x[..., :3].any(-1) if x.ndim == 3 else x > 0)
@@ -47,7 +51,8 @@ def _masked(category, paths, tally):
     "A reader of one class's masks"
     def read(h, w) -> list[Mark]:
         marks = annotate_mask(drawn_mask(paths, h, w), category) if paths else ()
-        if not marks: tally.add('defective photographs without a mask: the place is unknown', paths[0] if paths else category)
+        if not marks:
+            tally.add('defective photographs without a mask: the place is unknown', paths[0] if paths else category)
         return [(category, a) for a in marks] or [(category, None)]
     return read
 
@@ -77,7 +82,9 @@ def mvtec_loco_connector(root:Path, part_id_pattern:str|None=None, *, seed:int=0
     photos = Photographs(root, skip=('ground_truth',))
     two = (root/'test_public').is_dir()
     if not two and not (root/'test').is_dir():
-        raise DataError('neither test (LOCO) nor test_public (AD 2)', where=root, remedy='Name the folder of one category')
+        raise DataError(
+            'neither test (LOCO) nor test_public (AD 2)', where=root, remedy='Name the folder of one category'
+        )
     entries = []
     for p in photos.files:
         top, kind = p.relative_to(root).parts[0], p.parent.name
@@ -113,7 +120,9 @@ def _visa_labels(path, tally):
     for i, row in enumerate(read_csv(path, tally), 2):
         if row.get('image') is None or row.get('label') is None:
             raise DataError('no image and label', where=f'{path}, row {i}', remedy='It has image, label, mask')
-        out['/'.join(row['image'].split('/')[-2:]).lower()] = '+'.join(sorted(x.strip() for x in row['label'].split(',')))
+        out['/'.join(row['image'].split('/')[-2:]).lower()] = '+'.join(
+            sorted(x.strip() for x in row['label'].split(','))
+        )
     return out
 
 # %% ../../nbs/02_data/56_layouts.ipynb #5bd91bf1
@@ -131,10 +140,10 @@ def _black_is_good(path, category, tally):
         return [(category, a) for a in marks]
     return read
 
-def _any_white(path):
-    try:
-        with open_picture(path, max_megapixels=float('inf')) as im: return bool(np.asarray(decode(im, str(path))).any())
-    except ImageError: return False  # met again, and named, when the photograph is read
+def _any_white(mask, photo):
+    "Whether a mask shows something; one of another size or damaged is met again, and named, with its photograph"
+    try: return bool(drawn_mask([mask], *image_size(photo, max_megapixels=float('inf'))).any())
+    except (DataError, ImageError): return False
 
 def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     "Photographs with a mask each"
@@ -145,7 +154,7 @@ def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     for p in photos.files:
         if p in masks.values(): continue
         category, m = category_of(p), masks.get(p)
-        labels = (category,) if m and _any_white(m) else ()
+        labels = (category,) if m and _any_white(m, p) else ()
         entries.append(Entry(p, photos.name(p), str(p), labels, m and _black_is_good(m, category, tally), part_of(p)))
     return LabelledConnector(root, entries, tally, part_id_pattern, ())
 
@@ -167,5 +176,6 @@ def dagm_connector(root:Path, part_id_pattern:str|None=None, *, seed:int=0) -> L
         masks = sorted(m for m in (p.parent/'Label').glob(f'{p.stem}_label.*') if m.suffix.lower() in IMAGE_SUFFIXES)
         surface = p.parent.parent.resolve().name
         entries.append(_entry(photos, p, surface if masks else None, masks, tally))
-    if not entries: raise DataError('no Train/Label and Test/Label', where=root, remedy='Name Class1, or the folder above it')
+    if not entries:
+        raise DataError('no Train/Label and Test/Label', where=root, remedy='Name Class1, or the folder above it')
     return LabelledConnector(root, entries, tally, part_id_pattern, ())

@@ -138,7 +138,7 @@ def _sly_shape(o, frame):
         origin = need(packed, 'origin', list, frame.where)
         if len(origin) != 2: raise DataError('the origin of a mask is no x and y', where=frame.where, remedy=_SLY)
         left, top = (whole(v, 'the origin', frame.where) for v in origin)
-        mask = mask_picture(_unpacked(need(packed, 'data', str, frame.where), frame.where), frame.where)
+        mask = mask_picture(_unpacked(need(packed, 'data', str, frame.where), frame.where), frame)
         return name, mask_mark(name, mask, frame, left, top)
     points = need(o, 'points', dict, frame.where)
     outer = need(points, 'exterior', list, frame.where)
@@ -163,6 +163,7 @@ def read_supervisely(tree:dict, height:int, width:int, where:str, tally:Tally) -
     "Objects and tags of one photograph; `DataError` naming the object"
     frame, size = Frame(height, width, where, tally), need(tree, 'size', dict, where)
     check_size(frame, size.get('height'), size.get('width'))
+    if _sly_tags(tree): tally.add('tags, read as classes of the photograph', where)
     return [_sly_shape(o, frame.at(f'objects[{i}]')) for i, o in enumerate(need(tree, 'objects', list, where))] + [
         (t, None) for t in _sly_tags(tree)]
 
@@ -173,7 +174,9 @@ def supervisely_connector(root:Path, part_id_pattern:str|None=None, good:Sequenc
     photos = Photographs(root, skip=('ann', 'masks_machine', 'masks_human'))
     for path in (p for p in files_below(root, '.json') if p.parent.name == 'ann'):
         where, labels = str(path), ()
-        photo = next((f for f in (path.parent.parent/'img'/path.stem, path.parent.parent/path.stem) if f.is_file()), None)
+        photo = next(
+            (f for f in (path.parent.parent / 'img' / path.stem, path.parent.parent / path.stem) if f.is_file()), None
+        )
         try:
             tree = read_json(path, _SLY)
             labels = {str(o['classTitle']) for o in tree['objects']} | set(_sly_tags(tree))
@@ -239,14 +242,17 @@ def _unpacked_counts(text, where):
 
 # %% ../../nbs/02_data/52_projects.ipynb #1067abaa
 def _datumaro_names(tree, path):
-    labels = tree.get('categories', {}).get('label', {}).get('labels') if isinstance(tree.get('categories'), dict) else None
+    labels = (
+        tree.get('categories', {}).get('label', {}).get('labels') if isinstance(tree.get('categories'), dict) else None
+    )
     return [str(need(x, 'name', str, f'{path}, labels[{i}]')) for i, x in enumerate(labels or ())]
 
 def read_datumaro(item:dict, names:Sequence[str], height:int, width:int, where:str, tally:Tally) -> list[Mark]:
     "Annotations of one item; `DataError` naming the annotation"
     frame, size = Frame(height, width, where, tally), _image(item).get('size')
     if size is not None:
-        if not isinstance(size, list) or len(size) < 2: raise DataError('a size of one side', where=where, remedy=_DATUMARO)
+        if not isinstance(size, list) or len(size) < 2:
+            raise DataError('a size of one side', where=where, remedy=_DATUMARO)
         check_size(frame, *size[:2])
     found = [_datumaro_shape(a, names, frame.at(f'annotations[{i}]'))
         for i, a in enumerate(need(item, 'annotations', list, where))]

@@ -172,9 +172,12 @@ def recognise(
     except DataError:
         if not found: raise
     if found: return found
-    raise DataError(f'{len(listing.photos)} photographs, but nothing says which parts are good', where=root,
-        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add labels, e.g. '
-        'COCO, Pascal VOC or YOLO')
+    raise DataError(
+        f'{len(listing.photos)} photographs, but nothing says which parts are good',
+        where=root,
+        remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add labels, '
+        'e.g. COCO, Pascal VOC or YOLO',
+    )
 
 # %% ../../nbs/02_data/95_recognise.ipynb #rec00002
 def _has(*fields): return lambda tree: isinstance(tree, dict) and all(f in tree for f in fields)
@@ -226,7 +229,10 @@ def _public_layouts(root, listing):
     for kind, groups in _FOLDERS.items():
         if seen := next((g for g in groups if all((root/p).exists() for p in g)), None):
             yield Layout(kind, {'root': root}, f'the layout of {kind}: {", ".join(seen)}')
-    for kind, name, columns in (('rle_csv', 'train.csv', ('EncodedPixels',)), ('manifest', 'manifest.csv', ('path', 'label'))):
+    for kind, name, columns in (
+        ('rle_csv', 'train.csv', ('EncodedPixels',)),
+        ('manifest', 'manifest.csv', ('path', 'label')),
+    ):
         try: head = (root/name).read_text(encoding='utf-8', errors='replace').partition('\n')[0]
         except OSError: continue
         if all(c in re.split(r'[,;\t]', head.strip('\ufeff\r')) for c in columns):

@@ -159,7 +159,9 @@ def label_files(
         if (Path(root)/given).is_file(): return [Path(root)/given]
         raise DataError('no such file', where=Path(root)/given, remedy='Check data.root and data.annotations')
     if chosen := [p for p in found if fits(p)]: return chosen
-    raise DataError(f'none of {len(found)} {suffix} files is {what}', where=root, remedy='Check data.kind and data.root')
+    raise DataError(
+        f'none of {len(found)} {suffix} files is {what}', where=root, remedy='Check data.kind and data.root'
+    )
 
 # %% ../../nbs/02_data/42_sources.ipynb #0b2d96be
 class Photographs:
@@ -281,6 +283,9 @@ class LabelledConnector:
         part = e.part or (self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix('')))
         found = None if e.read is None else e.read(h, w)
         bad = [(c, a) for c, a in found or () if c.lower() not in self._good]
+        if new := sorted({c for c, _ in bad} - set(self.categories)):
+            raise DataError(f'class {new[0]!r} was not met when labels were listed', where=e.where,
+                remedy='Write it as the other photographs have it')
         if drawn := [c for c, a in found or () if a is not None and c.lower() in self._good]:
             self.tally.add(f'shapes labelled {drawn[0]!r}, which is no defect: left out', e.name)
         return content, ImageRecord(i+1, name, w, h, part, e.lot, e.exposure, None if found is None else bool(bad),

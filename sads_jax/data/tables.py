@@ -35,7 +35,9 @@ def read_table(
 def _parquet(path):
     try: from pyarrow import ArrowException, parquet  # 150 MB, wanted for Parquet alone
     except ModuleNotFoundError as e:
-        raise DataError('reading Parquet needs pyarrow', where=path, remedy="pip install 'sads_jax[tables]', or use CSV") from e
+        raise DataError(
+            'reading Parquet needs pyarrow', where=path, remedy="pip install 'sads_jax[tables]', or use CSV"
+        ) from e
     try: rows = parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as e:
         raise DataError(f'no readable Parquet: {e}', where=path, remedy='Write it again') from e
@@ -45,7 +47,9 @@ def _columns(rows, path, needed, read, tally):
     "`DataError` unless all `needed` columns are there; those not read are noted"
     have = set(rows[0]) if rows else set()
     if missing := [c for c in needed if c not in have]:
-        raise DataError(f'no column {", ".join(missing)}', where=path, remedy=f'It has {", ".join(sorted(have)) or "none"}')
+        raise DataError(
+            f'no column {", ".join(missing)}', where=path, remedy=f'It has {", ".join(sorted(have)) or "none"}'
+        )
     for c in sorted(have - set(read)): tally.add(f'column {c!r}: not read', path.name)
 
 # %% ../../nbs/02_data/54_tables.ipynb #2c3618d1
@@ -87,7 +91,8 @@ def _manifest_entry(photo, name, said, photos, columns, good, tally):
 def _manifest_marks(row, where, h, w, photos, label, mask, tally):
     if not row.get(mask): return [(row[label], None)] if row[label] else []
     file = photos.find(row[mask], where)
-    if file is None: raise DataError(f'mask {row[mask]!r} is not there', where=where, remedy='Add it, or empty the field')
+    if file is None:
+        raise DataError(f'mask {row[mask]!r} is not there', where=where, remedy='Add it, or empty the field')
     marks = annotate_mask(read_mask(file, h, w), row[label])
     if not marks: tally.add('masks that show nothing', where)
     return [(row[label], a) for a in marks] or [(row[label], None)]
@@ -141,7 +146,9 @@ def rle_csv_connector(root:Path, table:Path=Path('train.csv'), images:Path=Path(
     return LabelledConnector(root, entries, tally, part_id_pattern, ())
 
 # %% ../../nbs/02_data/54_tables.ipynb #aac57c98
-def elpv_connector(root:Path, defective_from:float=.5, part_id_pattern:str|None=None, *, seed:int=0) -> LabelledConnector:
+def elpv_connector(
+    root: Path, defective_from: float = 0.5, part_id_pattern: str | None = None, *, seed: int = 0
+) -> LabelledConnector:
     "The public set of solar cells"
     root, tally, entries = Path(root), Tally(), []
     file, photos = root/'labels.csv', Photographs(root)

@@ -218,10 +218,13 @@ def _studio_result(i, d, r):
         original_height=r.height, image_rotation=0, value={kind: [d.category]} | value)
 
 def _studio_task(i, name, r):
-    task = dict(id=i, data=dict(image=f'/data/local-files/?d=images/{name}', part_id=r.part_id, lot=r.lot, exposure=r.exposure))
+    task = dict(
+        id=i, data=dict(image=f'/data/local-files/?d=images/{name}', part_id=r.part_id, lot=r.lot, exposure=r.exposure)
+    )
     if r.defective is None: return task | dict(annotations=[])
     result = [_studio_result(k, drawn(a, r), r) for k, a in enumerate(r.annotations)]
-    if c := _weak(r): result.append(dict(id='classes', type='choices', from_name='classes', to_name='image', value=dict(choices=c)))
+    if c := _weak(r):
+        result.append(dict(id='classes', type='choices', from_name='classes', to_name='image', value=dict(choices=c)))
     return task | dict(annotations=[dict(result=result, was_cancelled=False)])
 
 def _write_studio(data, named, out, tally):
@@ -231,7 +234,9 @@ def _write_studio(data, named, out, tally):
             f.write((',\n' if i else '\n') + json.dumps(_studio_task(i + 1, name, r), ensure_ascii=False))
         f.write('\n]\n')
     values = ''.join(f'<Label value={quoteattr(c)}/>' for c in data.categories)
-    controls = ''.join(f'<{tag}Labels name="{name}" toName="image">{values}</{tag}Labels>\n' for name, tag in _STUDIO.values())
+    controls = ''.join(
+        f'<{tag}Labels name="{name}" toName="image">{values}</{tag}Labels>\n' for name, tag in _STUDIO.values()
+    )
     choices = ''.join(f'<Choice value={quoteattr(c)}/>' for c in data.categories)
     (out/'interface.xml').write_text(f'<View>\n<Image name="image" value="$image"/>\n{controls}'
         f'<Choices name="classes" toName="image" choice="multiple">{choices}</Choices>\n</View>\n', encoding='utf-8')
@@ -252,7 +257,9 @@ def _names(data, flat):
         if flat: path = PurePosixPath('__'.join(path.parts))
         if path.with_suffix('') in taken: path = path.with_name(f'{path.stem}_{path.suffix[1:]}{path.suffix}')
         if path.with_suffix('') in taken:
-            raise DataError(f'{path} would be written twice', where=r.file_name, remedy='Give each photograph its own name')
+            raise DataError(
+                f'{path} would be written twice', where=r.file_name, remedy='Give each photograph its own name'
+            )
         taken.add(path.with_suffix(''))
         out.append((path.as_posix(), r))
     return out

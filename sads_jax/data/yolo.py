@@ -32,7 +32,10 @@ def _row(text, names, frame):
     if names is not None and key not in names:
         raise DataError(f'class {key} has no name', where=frame.where,
             remedy='Add it to names: of data.yaml, or to classes.txt')
-    name, shares = names[key] if names is not None else f'class_{key}', [number(x, 'a share', frame.where) for x in v[1:]]
+    name, shares = (
+        names[key] if names is not None else f'class_{key}',
+        [number(x, 'a share', frame.where) for x in v[1:]],
+    )
     if len(shares) < 4: raise DataError(f'{len(shares)} numbers after the class', where=frame.where,
         remedy='A box has 4, an outline 6 or more')
     if len(shares) % 2: frame.tally.add('confidences in label files: left out', frame.where)
@@ -108,7 +111,8 @@ def _listed(tree, path, photos):
             if not str(place).endswith('.txt'): continue
             base = path.parent/str(tree.get('path') or '')
             text = next((p for p in (base/place, path.parent/place) if p.is_file()), None)
-            if text is None: raise DataError(f'{split}: {place} is not there', where=path, remedy='Add it, or name folders')
+            if text is None:
+                raise DataError(f'{split}: {place} is not there', where=path, remedy='Add it, or name folders')
             out |= {photos.find(x.strip(), str(text)) for x in read_text(text).splitlines() if x.strip()}
     return out
 
@@ -127,7 +131,7 @@ def _labels(path, names):
     "Classes that the rows of a file name, without checking the rest"
     try: rows = [t.split() for t in read_text(path).splitlines() if t.strip()]
     except DataError: return ()  # met again, and named, when the photograph is read
-    keys = {int(r[0]) for r in rows if r[0].isdecimal()}
+    keys = {int(r[0].removesuffix('.0')) for r in rows if r[0].removesuffix('.0').isdecimal()}
     return tuple(sorted(f'class_{k}' if names is None else names[k] for k in keys if names is None or k in names))
 
 def yolo_connector(

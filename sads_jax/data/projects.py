@@ -152,6 +152,7 @@ def _sly_shape(o, frame):
         return name, box_mark(name, min(xs), min(ys), max(xs) + 1, max(ys) + 1, frame)
     raise DataError(f'geometry {kind!r} is not known', where=frame.where, remedy='Draw an outline instead')
 
+# %% ../../nbs/02_data/52_projects.ipynb #ec39f30x
 def _objects(tree, field):
     "Those entries of a list that are objects; none where there is no list"
     v = tree.get(field) if isinstance(tree, dict) else None

@@ -298,6 +298,7 @@ class LabelledConnector:
             if p not in known: self.tally.add('photographs that no label file names: left out', photos.name(p))
         return self
 
+# %% ../../nbs/02_data/42_sources.ipynb #2127794x
 def _photograph(e):
     if e.path is not None: return picture_bytes(e.path, max_megapixels=float('inf'))
     if e.embedded is not None: return e.embedded()

@@ -394,6 +394,7 @@ def _studio_entry(task, control, where, photos, tally):
         embedded=(lambda: embedded(data[key], where)) if inside else None,
     )
 
+# %% ../../nbs/02_data/48_tools.ipynb #aa12a52x
 def _studio_tasks(path):
     tree = read_json(path, _STUDIO)
     return tree if isinstance(tree, list) else [tree]

@@ -2,6 +2,7 @@
 import base64
 import json
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -130,6 +131,8 @@ KIND = {'studio': 'label_studio'}
 def connect(d, kind, **fields):
     return ConnectorFactory(parse_params({'data': {'kind': kind, 'root': str(d)} | fields}, 'test').data, seed=0)
 
+def verdicts(d, kind, **fields): return [s.load()[1].defective for s in connect(d, kind, **fields).records()]
+
 @pytest.mark.parametrize('scene', SCENES, ids=lambda f: f.__name__)
 def test_every_format_says_the_same_of_the_same_scene(scene, tmp_path):
     scene(tmp_path/'src')
@@ -153,6 +156,23 @@ def test_the_small_form_of_label_studio(tmp_path):
     assert b.defective is False
 
 
+def choice(control, value, **more): return dict(type='choices', from_name=control, value=dict(choices=[value])) | more
+
+def test_choices_are_classes_only_where_they_speak_of_the_photograph(tmp_path):
+    photos(tmp_path, 'a.png')
+    region = dict(id='r1', type='rectanglelabels', from_name='box', value=dict(x=5, y=5, width=9, height=9,
+        rectanglelabels=['pit']))
+    results = [region, choice('severity', 'major', id='r1')]
+    task = dict(id=1, data=dict(image='a.png'), annotations=[dict(result=results)])
+    page(tmp_path/'tasks.json', [task])
+    connector = connect(tmp_path, 'label_studio')
+    assert next(connector.records()).load()[1].classes == ('pit',) and 'choices of a region' in connector.notes[-1]
+    results += [choice('verdict', 'bad', id='c1'), choice('shift', 'night', id='c2')]
+    page(tmp_path/'tasks.json', [task])
+    with pytest.raises(DataError, match='choices of shift, verdict'): connect(tmp_path, 'label_studio')
+    assert next(connect(tmp_path, 'label_studio', choices='verdict').records()).load()[1].classes == ('bad', 'pit')
+
+
 # -- What each reader refuses, and what it says
 
 def edit(path, old, new):
@@ -165,8 +185,7 @@ REFUSED = [
     (yolo, 'labels/a.txt', '0 0.0', '0 nan 0.0', "a.txt, line 1: a share is 'nan'"),
     (yolo, 'labels/a.txt', '1 0.25', '1 25', 'a.txt, line 2: 25 is no share of the photograph'),
     (yolo, 'labels/a.txt', '1 0.25', 'one 0.25', "line 2: the class number is 'one'"),
-    (labelme, 'a.json', '"imageHeight": 60', '"imageHeight": 61',
-        'the labels are for 80 x 61 px but the photograph is 80 x 60'),
+    (labelme, 'a.json', '"imageHeight": 60', '"imageHeight": 61', 'the labels are for 80 x 61 px but the photo'),
     (labelme, 'a.json', '[9, 8]', '[9, NaN]', "a.json, shapes[0]: a coordinate is 'nan'"),
     (labelme, 'a.json', '[39, 29]', '[39, 28]', 'the mask is 20 x 20 px, its box 20 x 19 px'),
     (labelme, 'a.json', '"rectangle"', '"cuboid"', "shape_type 'cuboid' is not known"),
@@ -175,8 +194,7 @@ REFUSED = [
     (cvat, 'annotations.xml', 'rle="0, 400"', 'rle="0, -1, 401"', 'a run length is -1, not a whole number'),
     (cvat, 'annotations.xml', 'left="20"', 'left="70"', 'reaches beyond 80 x 60 px'),
     (cvat, 'annotations.xml', '<box ', '<cuboid ', 'a <cuboid> is not known'),
-    (studio, 'tasks.json', '"original_width": 80', '"original_width": 60',
-        'task[0], result[0]: the labels are for 60 x 60 px'),
+    (studio, 'tasks.json', '"original_width": 80', '"original_width": 60', 'result[0]: the labels are for 60 x 60 px'),
     (studio, 'tasks.json', '["pit"]', '[]', 'a region without a class'),
     (studio, 'tasks.json', '"width": 6.25', '"width": null', "width is 'None', not a finite number"),
     (via, 'via.json', '"width": 5', '"width": -5', "the box of 'pit' (4, 2) to (-1, 8) has no area"),
@@ -199,11 +217,13 @@ def test_what_could_be_misread_costs_one_photograph_and_is_named(scene, file, ol
     told = json.loads((tmp_path/'out'/'ingest.json').read_text())['skipped']
     assert len(told) == 1 and what in told[0]['error'], told
 
-WHOLE = [(yolo, 'data.yaml', 'names: {0: pit, 1: stain}', 'names: [pit, pit]', "class 'pit' is there twice"),
+WHOLE = [
+    (yolo, 'data.yaml', 'names: {0: pit, 1: stain}', 'names: [pit, pit]', "class 'pit' is there twice"),
     (via, 'via.json', '"kind": "stain"', '"sort": "stain"', 'regions have the attributes kind, sort'),
     (manifest, 'manifest.csv', 'path,label', 'file,label', 'no column path. It has file, label, mask'),
     (manifest, 'manifest.csv', 'shots/b.png,good', 'shots/b.png,good\nshots/b.png,pit', 'fields under'),
-    (cvat, 'annotations.xml', '</annotations>', '<track/></annotations>', 'holds tracks of a video')]
+    (cvat, 'annotations.xml', '</annotations>', '<track/></annotations>', 'holds tracks of a video'),
+]
 
 @pytest.mark.parametrize('scene, file, old, new, what', WHOLE, ids=lambda v: getattr(v, '__name__', None))
 def test_what_concerns_all_photographs_stops_the_ingest(scene, file, old, new, what, tmp_path):
@@ -211,11 +231,8 @@ def test_what_concerns_all_photographs_stops_the_ingest(scene, file, old, new, w
     edit(tmp_path/file, old, new)
     with pytest.raises(DataError, match=what): connect(tmp_path, scene.__name__)
 
-@pytest.mark.parametrize(
-    'kind',
-    ['yolo', 'labelme', 'cvat', 'label_studio', 'via', 'supervisely', 'datumaro', 'manifest', 'rle_csv', 'mvtec_loco',
-        'visa', 'kolektor', 'dagm', 'elpv'],
-)
+@pytest.mark.parametrize('kind', ['yolo', 'labelme', 'cvat', 'label_studio', 'via', 'supervisely', 'datumaro',
+    'manifest', 'rle_csv', 'mvtec_loco', 'visa', 'kolektor', 'dagm', 'elpv'])
 def test_a_folder_without_it_is_refused_with_a_remedy(kind, tmp_path):
     photos(tmp_path)
     with pytest.raises(DataError) as e: connect(tmp_path, kind)
@@ -224,19 +241,18 @@ def test_a_folder_without_it_is_refused_with_a_remedy(kind, tmp_path):
 
 def test_yolo_lists_say_what_is_background(tmp_path):
     yolo(tmp_path)
-    assert [s.load()[1].defective for s in connect(tmp_path, 'yolo').records()] == [True, False, None]
-    assert [s.load()[1].defective for s in connect(tmp_path, 'yolo', unlabelled='good').records()] == [True, False,
-        False]
+    assert verdicts(tmp_path, 'yolo') == [True, False, None]
+    assert verdicts(tmp_path, 'yolo', unlabelled='good') == [True, False, False]
     edit(tmp_path/'data.yaml', 'train: images', 'train: train.txt')
     page(tmp_path/'train.txt', './images/a.png\n./images/c.png\n')
-    assert [s.load()[1].defective for s in connect(tmp_path, 'yolo').records()] == [True, False, False]
+    assert verdicts(tmp_path, 'yolo') == [True, False, False]
 
 def test_parts_come_from_their_own_file(tmp_path):
     yolo(tmp_path)
     page(tmp_path/'parts.csv', 'path,part_id,lot,exposure\nimages/a.png,A7,L1,e1\nimages/b.png,A7,L1,e2\n')
     records = [s.load()[1] for s in connect(tmp_path, 'yolo').records()]
-    assert [(r.part_id, r.lot, r.exposure) for r in records] == [('A7', 'L1', 'e1'), ('A7', 'L1', 'e2'),
-        ('images/c', None, None)]
+    known = [(r.part_id, r.lot, r.exposure) for r in records]
+    assert known == [('A7', 'L1', 'e1'), ('A7', 'L1', 'e2'), ('images/c', None, None)]
 
 def test_labelme_takes_the_photograph_from_its_json(tmp_path):
     labelme(tmp_path)
@@ -284,10 +300,9 @@ anything = st.recursive(st.none() | st.booleans() | st.floats() | st.integers(-1
 @given(anything, anything, anything, anything)
 def test_no_number_reaches_c_unchecked(a, b, c, d):
     frame = Frame(H, W, 'x', Tally())
-    for make in (
-        lambda: box_mark('pit', a, b, c, d, frame), lambda: polygon_mark('pit', [[(a, b), (c, d), (b, a)]], frame),
-        lambda: runs_mask([a, b, c, d], H, W, 'x'), lambda: brush_mask([a, b, c, d], H, W, 'x')
-    ):
+    for make in (lambda: box_mark('pit', a, b, c, d, frame),
+            lambda: polygon_mark('pit', [[(a, b), (c, d), (b, a)]], frame),
+            lambda: runs_mask([a, b, c, d], H, W, 'x'), lambda: brush_mask([a, b, c, d], H, W, 'x')):
         try: make()
         except SADSError: pass
 
@@ -302,8 +317,9 @@ def test_a_broken_label_file_ends_in_one_of_our_errors(scene, data, tmp_path_fac
     path = data.draw(st.sampled_from(files))
     text = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        if text:
-            text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.sampled_from(b'0-9e{}[],:"<>/ax\x00\xff '))
+        if not text: break
+        at = data.draw(st.integers(0, len(text) - 1))
+        text[at] = data.draw(st.sampled_from(b'0-9e{}[],:"<>/ax\x00\xff '))
     path.write_bytes(text[:data.draw(st.integers(len(text)//2, len(text)))])
     try:
         for s in connect(d, KIND.get(scene.__name__, scene.__name__)).records():
@@ -321,7 +337,6 @@ def first(tmp_path_factory):
     data = ingest(ConnectorFactory(SyntheticSpec(n_parts=9, exposures=2, size=72), seed=5), d)
     images = list(data.images)
     bad = [i for i, r in enumerate(images) if r.annotations]
-    from dataclasses import replace
     boxes = tuple(Annotation(a.category, a.bbox, None, a.bbox[2]*a.bbox[3]) for a in images[bad[0]].annotations)
     images[bad[0]] = replace(images[bad[0]], annotations=boxes)
     images[bad[1]] = replace(images[bad[1]], annotations=())
@@ -356,7 +371,8 @@ def test_round_trip(kind, first, tmp_path):
     assert silent == {'cvat': 1, 'voc': 1, 'yolo': 1}.get(kind, 0)
     assert (silent == 0) or any('nobody judged' in x or 'without a place' in x for x in remarks)
     if kind == 'coco':
-        assert sorted(data.images, key=name)[0].annotations == sorted(first.images, key=name)[0].annotations
+        one, two = (min(x.images, key=name).annotations for x in (data, first))
+        assert one == two
 
 def test_the_same_data_gives_the_same_bytes(first, tmp_path):
     for kind in WRITERS:
@@ -389,8 +405,7 @@ SPOT = np.zeros((H, W), int)
 SPOT[10:14, 20:26] = 3  # whatever is not background
 
 def loco(d):
-    for n in ('train/good/000', 'validation/good/000', 'test/good/000', 'test/logical_anomalies/000'):
-        picture(d / f'{n}.png')
+    for n in ('train/good', 'validation/good', 'test/good', 'test/logical_anomalies'): picture(d/n/'000.png')
     picture(d/'ground_truth/logical_anomalies/000/000.png', SPOT)
 
 def ad2(d):
@@ -429,9 +444,8 @@ def test_public_layouts(make, kind, count, category, tmp_path):
     bad = [r for r in data.images if r.defective]
     assert len(bad) == (2 if make is ad2 else 1) and all((instance_masks(r)[0] == (SPOT > 0)).all() for r in bad)
     if make is ad2:
-        assert {(r.part_id, r.exposure) for r in bad} == {
-            ('test_public-bad-001', x) for x in ('regular', 'overexposed')
-        }
+        assert {r.part_id for r in bad} == {'test_public-bad-001'}
+        assert {r.exposure for r in bad} == {'regular', 'overexposed'}
         assert [r.defective for r in data.images if 'private' in r.file_name] == [None]
     if make is sdd: assert [r.part_id for r in data.images] == ['kos01', 'kos01', 'kos02']
     if make is visa:
@@ -439,11 +453,10 @@ def test_public_layouts(make, kind, count, category, tmp_path):
 
 def test_solar_cells(tmp_path):
     for i in range(4): picture(tmp_path/f'images/cell000{i}.png')
-    page(tmp_path / 'labels.csv',
-        ''.join(f'images/cell000{i}.png {p} mono\n' for i, p in enumerate((0, '.3333', '.6667', 1))))
-    assert [s.load()[1].defective for s in connect(tmp_path, 'elpv').records()] == [False, None, True, True]
-    assert [s.load()[1].defective for s in connect(tmp_path, 'elpv', defective_from=0.9).records()] == [False, None,
-        None, True]
+    rows = (f'images/cell000{i}.png {p} mono\n' for i, p in enumerate((0, '.3333', '.6667', 1)))
+    page(tmp_path/'labels.csv', ''.join(rows))
+    assert verdicts(tmp_path, 'elpv') == [False, None, True, True]
+    assert verdicts(tmp_path, 'elpv', defective_from=.9) == [False, None, None, True]
 
 def test_a_mask_of_another_size_costs_its_photograph(tmp_path):
     loco(tmp_path/'src')

@@ -130,6 +130,8 @@ class CvatSpec(_ExportSpec):
 class LabelStudioSpec(_ExportSpec):
     "Label Studio, exported as JSON or JSON-MIN; a photograph submitted without a region is good"
     kind: Literal['label_studio'] = 'label_studio'
+    choices: str|None = Field(None,
+        description='control whose choices are classes of the photograph; null: the only one that there is')
 
 class ViaSpec(_ExportSpec):
     "VGG Image Annotator: its project, JSON or CSV; a photograph without a region is good"

@@ -21,6 +21,7 @@ import numpy as np
 from ..core.errors import DataError, ImageError
 from ..core.pictures import decode, open_picture
 from .formats import IMAGE_SUFFIXES
+from .images import image_size
 from .records import annotate_mask
 from .sources import Entry, LabelledConnector, Mark, Photographs, Tally, read_csv
 
@@ -136,10 +137,10 @@ def _black_is_good(path, category, tally):
         return [(category, a) for a in marks]
     return read
 
-def _any_white(path):
-    try:
-        with open_picture(path, max_megapixels=float('inf')) as im: return bool(np.asarray(decode(im, str(path))).any())
-    except ImageError: return False  # met again, and named, when the photograph is read
+def _any_white(mask, photo):
+    "Whether a mask shows something; one of another size or damaged is met again, and named, with its photograph"
+    try: return bool(drawn_mask([mask], *image_size(photo, max_megapixels=float('inf'))).any())
+    except (DataError, ImageError): return False
 
 def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     "Photographs with a mask each"
@@ -150,7 +151,7 @@ def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     for p in photos.files:
         if p in masks.values(): continue
         category, m = category_of(p), masks.get(p)
-        labels = (category,) if m and _any_white(m) else ()
+        labels = (category,) if m and _any_white(m, p) else ()
         entries.append(Entry(p, photos.name(p), str(p), labels, m and _black_is_good(m, category, tally), part_of(p)))
     return LabelledConnector(root, entries, tally, part_id_pattern, ())
 

@@ -138,7 +138,7 @@ def _sly_shape(o, frame):
         origin = need(packed, 'origin', list, frame.where)
         if len(origin) != 2: raise DataError('the origin of a mask is no x and y', where=frame.where, remedy=_SLY)
         left, top = (whole(v, 'the origin', frame.where) for v in origin)
-        mask = mask_picture(_unpacked(need(packed, 'data', str, frame.where), frame.where), frame.where)
+        mask = mask_picture(_unpacked(need(packed, 'data', str, frame.where), frame.where), frame)
         return name, mask_mark(name, mask, frame, left, top)
     points = need(o, 'points', dict, frame.where)
     outer = need(points, 'exterior', list, frame.where)
@@ -152,6 +152,7 @@ def _sly_shape(o, frame):
         return name, box_mark(name, min(xs), min(ys), max(xs) + 1, max(ys) + 1, frame)
     raise DataError(f'geometry {kind!r} is not known', where=frame.where, remedy='Draw an outline instead')
 
+# %% ../../nbs/02_data/52_projects.ipynb #ec39f30x
 def _objects(tree, field):
     "Those entries of a list that are objects; none where there is no list"
     v = tree.get(field) if isinstance(tree, dict) else None
@@ -163,6 +164,7 @@ def read_supervisely(tree:dict, height:int, width:int, where:str, tally:Tally) -
     "Objects and tags of one photograph; `DataError` naming the object"
     frame, size = Frame(height, width, where, tally), need(tree, 'size', dict, where)
     check_size(frame, size.get('height'), size.get('width'))
+    if _sly_tags(tree): tally.add('tags, read as classes of the photograph', where)
     return [_sly_shape(o, frame.at(f'objects[{i}]')) for i, o in enumerate(need(tree, 'objects', list, where))] + [
         (t, None) for t in _sly_tags(tree)]
 

@@ -176,8 +176,7 @@ def recognise(
         f'{len(listing.photos)} photographs, but nothing says which parts are good',
         where=root,
         remedy='Put good ones into a folder `good`, those of each defect into a folder of their own; or add labels, '
-            'e.g. '
-        'COCO, Pascal VOC or YOLO',
+        'e.g. COCO, Pascal VOC or YOLO',
     )
 
 # %% ../../nbs/02_data/95_recognise.ipynb #rec00002

@@ -286,6 +286,9 @@ class LabelledConnector:
         part = e.part or (self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix('')))
         found = None if e.read is None else e.read(h, w)
         bad = [(c, a) for c, a in found or () if c.lower() not in self._good]
+        if new := sorted({c for c, _ in bad} - set(self.categories)):
+            raise DataError(f'class {new[0]!r} was not met when labels were listed', where=e.where,
+                remedy='Write it as the other photographs have it')
         if drawn := [c for c, a in found or () if a is not None and c.lower() in self._good]:
             self.tally.add(f'shapes labelled {drawn[0]!r}, which is no defect: left out', e.name)
         return content, ImageRecord(i+1, name, w, h, part, e.lot, e.exposure, None if found is None else bool(bad),
@@ -298,6 +301,7 @@ class LabelledConnector:
             if p not in known: self.tally.add('photographs that no label file names: left out', photos.name(p))
         return self
 
+# %% ../../nbs/02_data/42_sources.ipynb #2127794x
 def _photograph(e):
     if e.path is not None: return picture_bytes(e.path, max_megapixels=float('inf'))
     if e.embedded is not None: return e.embedded()

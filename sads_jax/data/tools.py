@@ -43,10 +43,14 @@ def embedded(text:str, where:str) -> bytes:
     except (binascii.Error, ValueError) as e:
         raise DataError(f'is no base64: {e}', where=where, remedy='Export it again') from e
 
-def mask_picture(data:bytes, where:str) -> Bool[np.ndarray, "h w"]:
+def mask_picture(data:bytes, frame:Frame) -> Bool[np.ndarray, "h w"]:
     "A mask inside a label file: what is opaque, or where nothing is transparent, what is not black"
+    where = frame.where
     try:
-        with open_picture(data, max_megapixels=400, name=where) as im:
+        with open_picture(data, max_megapixels=float('inf'), name=where) as im:
+            if im.size[0] > frame.width or im.size[1] > frame.height:
+                raise DataError(f'a mask of {im.size[0]} x {im.size[1]} px on {frame.width} x {frame.height} px',
+                    where=where, remedy='Export the masks for this photograph')
             x = np.asarray(decode(im, where).convert('RGBA'))
     except ImageError as e: raise DataError(f'mask cannot be read: {e.what}', where=where, remedy=e.remedy) from e
     return x[..., 3] > 0 if (x[..., 3] < 255).any() else (x[..., :3] > 0).any(-1)
@@ -73,7 +77,7 @@ def _labelme_shape(s, frame):
     if kind in ('line', 'linestrip'): return name, line_mark(name, xy, frame)
     if kind in ('point', 'points'): return point_mark(name, frame)
     if kind == 'mask':
-        mask = mask_picture(embedded(need(s, 'mask', str, frame.where), frame.where), frame.where)
+        mask = mask_picture(embedded(need(s, 'mask', str, frame.where), frame.where), frame)
         size = round(max(ys) - min(ys)) + 1, round(max(xs) - min(xs)) + 1
         if mask.shape != size:
             raise DataError(f'the mask is {mask.shape[1]} x {mask.shape[0]} px, its box {size[1]} x {size[0]} px',
@@ -91,9 +95,10 @@ def read_labelme(tree:dict, height:int, width:int, where:str, tally:Tally) -> li
     frame = Frame(height, width, where, tally)
     if tree.get('imageHeight') is not None or tree.get('imageWidth') is not None:
         check_size(frame, tree.get('imageHeight'), tree.get('imageWidth'))
-    shapes = need(tree, 'shapes', list, where)
+    shapes, flags = need(tree, 'shapes', list, where), _flags(tree)
+    if flags: tally.add('flags that are set, read as classes of the photograph', where)
     return [_labelme_shape(s, frame.at(f'shapes[{i}]')) for i, s in enumerate(shapes)] + [
-        (k, None) for k in _flags(tree)]
+        (k, None) for k in flags]
 
 # %% ../../nbs/02_data/48_tools.ipynb #f4f22968
 _LABELME = 'Save it again with LabelMe'
@@ -149,7 +154,9 @@ def _cvat_shape(node, frame):
     if node.tag == 'polygon': return name, polygon_mark(name, [_pairs(node.get('points'), frame.where)], frame)
     if node.tag == 'polyline': return name, line_mark(name, _pairs(node.get('points'), frame.where), frame)
     if node.tag == 'points': return point_mark(name, frame)
-    if node.tag == 'tag': return name, None
+    if node.tag == 'tag':
+        frame.tally.add('tags, read as classes of the photograph', frame.where)
+        return name, None
     if node.tag == 'mask':
         left, top, w, h = (whole(v, k, frame.where) for k, v in zip(('left', 'top', 'width', 'height'),
             get('left', 'top', 'width', 'height')))
@@ -275,10 +282,13 @@ def _choices(value):
     v = value.get('choices') if isinstance(value, dict) else None
     return None if v is None else [str(x) for x in (v if isinstance(v, list) else [v])]
 
-def _result(r, frame, labelled):
+def _result(r, frame, labelled, control):
     "Marks of one result"
     value, kind = r.get('value'), r.get('type')
-    if (chosen := _choices(value)) is not None: return [(c, None) for c in chosen]
+    if (chosen := _choices(value)) is not None:
+        if r.get('from_name') == control and r.get('id') not in labelled: return [(c, None) for c in chosen]
+        frame.tally.add('choices of a region or of another control: left out', frame.where)
+        return []
     if number(r.get('image_rotation') or 0, 'image_rotation', frame.where):
         raise DataError(
             'the photograph was turned in the tool', where=frame.where, remedy='Turn the file, and label it'
@@ -302,9 +312,7 @@ def _results(task, where, tally):
         if not isinstance(given, list) or not all(isinstance(a, dict) for a in given):
             raise DataError("'annotations' is no list of objects", where=where, remedy=_STUDIO)
         done = [a for a in given if not a.get('was_cancelled')]
-        if not done:
-            if task.get('predictions'): tally.add('tasks with predictions alone: nobody judged them', where)
-            return None
+        if not done: return None
         if len(done) > 1: tally.add('tasks that several people judged: ground truth, or else the newest, counts', where)
         best = max(
             done, key=lambda a: (bool(a.get('ground_truth')), str(a.get('updated_at') or a.get('created_at') or ''))
@@ -313,9 +321,9 @@ def _results(task, where, tally):
     out = []
     for key, v in task.items():
         if key in _MIN_FIELDS or key == _image_key(task): continue
-        if isinstance(v, str): out.append({'value': {'choices': [v]}})
+        if isinstance(v, str): out.append({'value': {'choices': [v]}, 'from_name': key})
         elif isinstance(v, list): out += [dict(x, value=x) for x in v if isinstance(x, dict)]
-        elif _choices(v) is not None: out.append({'value': v})
+        elif _choices(v) is not None: out.append({'value': v, 'from_name': key})
         else: tally.add(f'field {key!r}: left out', where)
     return out
 
@@ -331,34 +339,59 @@ def _file_name(url):
     parts = urlparse(url)
     return parse_qs(parts.query).get('d', [parts.path or url])[0] if parts.scheme != '' or '?d=' in url else url
 
-def read_studio(task:dict, height:int, width:int, where:str, tally:Tally) -> list[Mark]:
-    "Regions and choices of one judged task; `DataError` naming the result"
+def read_studio(task:dict, control:str|None, height:int, width:int, where:str, tally:Tally) -> list[Mark]:
+    "Regions of one judged task, and choices of `control`; `DataError` naming the result"
     results = _results(task, where, tally)
     if not all(isinstance(r, dict) for r in results):
         raise DataError('a result is no object', where=where, remedy=_STUDIO)
-    labelled = {r.get('id') for r in results if _region_names(r.get('value'))} - {None}
-    frame = Frame(height, width, where, tally)
-    return [m for i, r in enumerate(results) for m in _result(r, frame.at(f'result[{i}]'), labelled)]
+    frame, labelled = Frame(height, width, where, tally), _region_ids(results)
+    return [m for i, r in enumerate(results) for m in _result(r, frame.at(f'result[{i}]'), labelled, control)]
 
 # %% ../../nbs/02_data/48_tools.ipynb #aa12a52f
-def _studio_labels(results):
-    return {n for r in results or () if isinstance(r, dict)
-        for n in (_region_names(r.get('value')) or _choices(r.get('value')) or ())}
+def _region_ids(results): return {r.get('id') for r in results if _region_names(r.get('value'))} - {None}
 
-def _studio_entry(task, where, photos, tally):
+def _studio_labels(results, control):
+    ids = _region_ids(results)
+    return {n for r in results for n in (_region_names(r.get('value')) or (
+        _choices(r.get('value')) if r.get('from_name') == control and r.get('id') not in ids else None) or ())}
+
+def _quiet_results(task):
+    "Results for a first look; what is wrong with them is named when the photograph is read"
+    try: results = _results(task, '', Tally())
+    except DataError: return []
+    return None if results is None else [r for r in results if isinstance(r, dict)]
+
+def _control(tasks, given, where):
+    "The control whose choices are classes of the photograph"
+    names = {r.get('from_name') for t in tasks if isinstance(t, dict) for results in [_quiet_results(t) or []]
+        for ids in [_region_ids(results)] for r in results
+        if _choices(r.get('value')) is not None and r.get('id') not in ids}
+    if given is None and len(names) < 2: return next(iter(names), None)
+    if given in names: return given
+    raise DataError(f'photographs have choices of {", ".join(sorted(map(str, names))) or "no control"}', where=where,
+        remedy='Name the control that is the class in data.choices')
+
+def _studio_entry(task, control, where, photos, tally):
     data = task['data'] if isinstance(task.get('data'), dict) else task
     key = _image_key(data)
     if key is None: raise DataError('no field names a photograph', where=where, remedy=_STUDIO)
-    try: results = _results(task, where, tally)
-    except DataError: results = ()  # met again, and named, when the photograph is read
-    inside, name = data[key].startswith('data:'), _file_name(data[key])
+    results, inside, name = _quiet_results(task), data[key].startswith('data:'), _file_name(data[key])
+    if results is None and task.get('predictions'):
+        tally.add('tasks with predictions alone: nobody judged them', where)
     if inside: photo, name = None, f'task-{task.get("id")}.{data[key][11:].partition(";")[0].replace("jpeg", "jpg")}'
     else:
-        photo = photos.find(name, where) or photos.find(re.sub(r'^[0-9a-f]{6,8}-', '', posixpath.basename(name)), where)
-    return Entry(photo, photos.name(photo) if photo else name, where, tuple(sorted(_studio_labels(results))),
-        None if results is None else lambda h, w: read_studio(task, h, w, where, tally),
-        embedded=(lambda: embedded(data[key], where)) if inside else None)
+        plain = re.sub(r'^[0-9a-f]{6,8}-', '', posixpath.basename(name))  # what an upload puts before names
+        photo = photos.find(name, where) or photos.find(plain, where)
+    return Entry(
+        photo,
+        photos.name(photo) if photo else name,
+        where,
+        tuple(sorted(_studio_labels(results or [], control))),
+        None if results is None else lambda h, w: read_studio(task, control, h, w, where, tally),
+        embedded=(lambda: embedded(data[key], where)) if inside else None,
+    )
 
+# %% ../../nbs/02_data/48_tools.ipynb #aa12a52x
 def _studio_tasks(path):
     tree = read_json(path, _STUDIO)
     return tree if isinstance(tree, list) else [tree]
@@ -371,16 +404,17 @@ def _is_studio(path):
         for t in tasks[:20]
     )
 
-def label_studio_connector(root:Path, annotations:Path|None=None, part_id_pattern:str|None=None,
-    good:Sequence[str]=GOOD, *, seed:int=0) -> LabelledConnector:
+def label_studio_connector(root:Path, annotations:Path|None=None, choices:str|None=None,
+    part_id_pattern:str|None=None, good:Sequence[str]=GOOD, *, seed:int=0) -> LabelledConnector:
     "Photographs of Label Studio tasks; one that somebody submitted without a region is good"
     root, tally, entries = Path(root), Tally(), []
     files = label_files(root, annotations, '.json', _is_studio, 'an export of Label Studio')
-    photos = Photographs(root, none_is_well=True)
-    for path in files:
-        for i, task in enumerate(_studio_tasks(path)):
-            where = f'{path}, task[{i}]'
-            if not isinstance(task, dict): raise DataError('is no object', where=where, remedy=_STUDIO)
-            entries.append(_studio_entry(task, where, photos, tally))
+    photos, tasks = (Photographs(root, none_is_well=True),
+        [(p, i, t) for p in files for i, t in enumerate(_studio_tasks(p))])
+    control = _control([t for _, _, t in tasks], choices, files[0])
+    for path, i, task in tasks:
+        where = f'{path}, task[{i}]'
+        if not isinstance(task, dict): raise DataError('is no object', where=where, remedy=_STUDIO)
+        entries.append(_studio_entry(task, control, where, photos, tally))
     if not entries: raise DataError('holds no task', where=files[0], remedy=_STUDIO)
     return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)

@@ -129,7 +129,7 @@ def _labels(path, names):
     "Classes that the rows of a file name, without checking the rest"
     try: rows = [t.split() for t in read_text(path).splitlines() if t.strip()]
     except DataError: return ()  # met again, and named, when the photograph is read
-    keys = {int(r[0]) for r in rows if r[0].isdecimal()}
+    keys = {int(r[0].removesuffix('.0')) for r in rows if r[0].removesuffix('.0').isdecimal()}
     return tuple(sorted(f'class_{k}' if names is None else names[k] for k in keys if names is None or k in names))
 
 def yolo_connector(

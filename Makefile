@@ -32,7 +32,7 @@ repro: $(STAMP)
 
 test: $(STAMP)
 	@python tools/test_notebooks.py
-	@python -m pytest -n 2 --dist loadfile -m 'not slow'
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 serve: $(STAMP)
 	@sads serve $(ARGS)

@@ -64,7 +64,7 @@ def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photo
     assert {k for k in weights if k.startswith('head/') and 'standardise' not in k} == changed - backbone
 
 
-@pytest.mark.parametrize('at, again', [(6, 5), (14, 13)])
+@pytest.mark.parametrize('at, again', [pytest.param(6, 5, marks=pytest.mark.slow), (14, 13)])
 def test_a_run_killed_in_either_part_ends_with_the_same_bits(photographs, whole, tmp_path, at, again):
     seen, lives = [], [at]
     def die(what, done, total, row):

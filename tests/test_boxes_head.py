@@ -138,6 +138,7 @@ def knows_by_heart(seed):
     return boxes and ((dense > 0.5) == (share > 0.5)).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_four_photographs_learnt_by_heart():
     "Nine heads of ten do, with scores of .97; rounding alone may lead one into a corner, but not three in turn"
     assert any(map(knows_by_heart, range(3)))

@@ -293,6 +293,7 @@ def test_one_bad_photograph_among_many(dark, tmp_path):
     assert all(s.score_map.shape == s.report.image_size[::-1] for s in seen if s.placement)
     assert dark.run_inference([]) == [] and dark.categories == F.CATEGORIES
 
+@pytest.mark.slow
 def test_reports_are_equal_at_any_batch_size_and_from_the_exported_program():
     params, rng = F.random_params(), np.random.default_rng(3)
     photos = [

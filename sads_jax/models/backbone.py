@@ -165,7 +165,10 @@ class Lite0(nnx.Module):
 
 # %% ../../nbs/03_models/20_backbone.ipynb #518f468e
 def group_norm(
-    x:Float[Array, "b h w c"], scale:Float[Array, " c"], bias:Float[Array, " c"], groups:int=4
+    x:Float[ArrayLike, "b h w c"],
+    scale:Float[ArrayLike, " c"],
+    bias:Float[ArrayLike, " c"],
+    groups:int=4, # Of channels
 ) -> Float[Array, "b h w c"]:
     "Normalise over space and groups of channels (Wu & He 2018)"
     b, h, w, c = x.shape

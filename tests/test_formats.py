@@ -476,3 +476,12 @@ def test_a_folder_is_recognised_and_can_be_read_as_what_it_is(make, kind, tmp_pa
     assert first.kind == kind
     fields = {k: str(v) for k, v in first.fields.items()}
     assert len(ConnectorFactory(parse_params({'data': {'kind': kind} | fields}, 'test').data, seed=0)) >= 2
+
+
+def test_an_export_of_photographs_below_images_is_found_by_readers_of_yolo(tmp_path):
+    "They look for labels/ in the place of the last images/ of a path"
+    record = ImageRecord(1, 'images/images/a.png', 40, 30, 'a', defective=False)
+    (tmp_path/'in'/'images'/'images').mkdir(parents=True)
+    Image.new('RGB', (40, 30), 'grey').save(tmp_path/'in'/record.file_name)
+    export_data(InspectionData(tmp_path/'in', ('pit',), (record,)), tmp_path/'out', 'yolo')
+    assert (tmp_path/'out'/'images'/'a.png').is_file() and (tmp_path/'out'/'labels'/'a.txt').is_file()

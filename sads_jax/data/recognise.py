@@ -202,8 +202,9 @@ _ROW = re.compile(r'\d+( +-?\d*\.?\d+(e-?\d+)?){4,}', re.I)
 
 def _is_yolo(photo):
     "Whether a text file of its name, beside it or in `labels`, begins with a class and four numbers"
-    beside = Path(re.sub(r'(.*)([/\\])images([/\\])', r'\1\2labels\3', str(photo))).with_suffix('.txt')
-    for path in (beside, photo.with_suffix('.txt')):
+    parts = photo.with_suffix('.txt').parts
+    beside = [Path(*parts[:i], 'labels', *parts[i+1:]) for i, p in enumerate(parts) if p == 'images']
+    for path in (*reversed(beside), photo.with_suffix('.txt')):
         try: return bool(_ROW.fullmatch(path.read_text().partition('\n')[0].strip()))
         except (OSError, UnicodeDecodeError): continue
     return False

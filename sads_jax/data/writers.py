@@ -253,7 +253,7 @@ def _names(data, flat):
     out, taken = [], set()
     for r in data.images:
         path = PurePosixPath(r.file_name)
-        while path.parts[0] == 'images' and len(path.parts) > 1: path = path.relative_to('images')  # readers look for one
+        while path.parts[0] == 'images' and len(path.parts) > 1: path = path.relative_to('images')
         if flat: path = PurePosixPath('__'.join(path.parts))
         if path.with_suffix('') in taken: path = path.with_name(f'{path.stem}_{path.suffix[1:]}{path.suffix}')
         if path.with_suffix('') in taken:

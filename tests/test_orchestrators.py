@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sads_jax.cli.main import main
 from sads_jax.core.errors import BundleError, DataError, ParamsError, SADSError
 from sads_jax.core.files import MARKER, whole_folder
 from sads_jax.core.params import CocoSpec, SyntheticSpec, load_params
@@ -384,6 +385,19 @@ def test_two_runs_do_not_mix(stubbed):
     work, ran, _ = stubbed
     with Repo(str(work)) as repo, repo.lock:
         with pytest.raises(SADSError, match='another run is at work here'): ran()
+
+def test_sads_run_makes_any_folder_a_project_and_leaves_the_environment_alone(tmp_path, monkeypatch):
+    "The real command, the real DVC, from a folder without settings.ini"
+    pytest.importorskip('dvc')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('DVC_SITE_CACHE_DIR', str(tmp_path/'site'))
+    before = dict(os.environ)
+    Path('p.yaml').write_text('data: {kind: synthetic, n_parts: 12, exposures: 1, size: 64}\n')
+    with pytest.raises(SystemExit) as done: main(['run', '--params', 'p.yaml', '--workdir', 'w', '--until', 'split'])
+    assert done.value.code == 0
+    assert Path('w/data/split/split.json').exists() and dict(os.environ) == before
+    with pytest.raises(SystemExit) as done: main(['run', '--params', 'p.yaml'])
+    assert done.value.code == 1  # here, params.yaml says what is run
 
 def test_a_stage_that_fails_is_named(stubbed):
     work, ran, _ = stubbed

@@ -158,7 +158,7 @@ def params_(
 # %% ../../nbs/12_cli/10_main.ipynb #9dadb982
 _EXTRA_OF = {'litserve': 'serve', 'multipart': 'serve', 'python_multipart': 'serve', 'mlflow': 'track',
     'wandb': 'track', 'sqlalchemy': 'track', 'alembic': 'track', 'flax': 'train', 'optax': 'train', 'orbax': 'train',
-    'sklearn': 'train', 'matplotlib': 'train', 'jinja2': 'train', 'dvc': 'train', 'cryptography': 'sign'}
+    'sklearn': 'train', 'matplotlib': 'train', 'dvc': 'train', 'cryptography': 'sign'}
 
 def main(
     args:list[str]|None=None, # Default: the command line, see `launch_environment`

@@ -45,7 +45,7 @@ def _classes(decision, labels, bundle):
 def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, bundle: _Bundle = None):
     """What is wrong with a rule file. Names nobody knows, rules that contradict themselves or can never object, classes
     that no rule looks at; exit status 1 on errors."""
-    from sads_jax.core.params import _line
+    from sads_jax.core.params import yaml_line
     from sads_jax.core.yaml_text import compose_yaml
     from sads_jax.domains.surface.lint import lint_rules
     decision = _decision(path)
@@ -53,9 +53,9 @@ def rules_check(path: _RuleFile = Path('params.yaml'), labels: _Labels = None, b
     found = lint_rules(decision, classes)
     lines = compose_yaml(path.read_text(), path)
     for f in found:
-        typer.echo(
-            f"{f.level}: {path}{f', line {n}' if (n := _line(lines, f.at)) else ''}: {f.where}: {f.text}. {f.remedy}"
-        )
+        line = yaml_line(lines, f.at)
+        at = f'{path}, line {line}' if line else str(path)
+        typer.echo(f'{f.level}: {at}: {f.where}: {f.text}. {f.remedy}')
     errors = sum(f.level == 'error' for f in found)
     many = lambda n, what: f"{n} {what}{'s'*(n != 1)}"
     typer.echo(

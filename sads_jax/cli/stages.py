@@ -145,8 +145,9 @@ def run(
     p, at = _prepare_run(params, set_, workdir)
     from sads_jax.orchestrators.project import reproduce, stage_graph
     from sads_jax.orchestrators.stages import figures
+    given = {'SADS_SETTINGS_FILE': str(settings.absolute())} if settings.exists() else {}
     targets = [n for n in stage_graph() if n.partition('-')[0] == until] if until else []
-    reproduce(workdir, targets, force, {'SADS_SETTINGS_FILE': str(settings.absolute())})
+    reproduce(workdir, targets, force, given)
     if until in (None, 'evaluate', 'register'): _show_figures(figures(at.reports), at.reports)
 
 def _prepare_run(params, set_, workdir):

@@ -14,7 +14,7 @@ __all__ = ['Share', 'Count', 'AtLeastOne', 'Bits', 'DataSpec', 'TrainerSpec', 'N
            'GaussianAnomalySpec', 'PolygonZone', 'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold',
            'EscapeThreshold', 'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec',
            'DecisionSpec', 'ExportSpec', 'EvaluateSpec', 'field_rows', 'params_html', 'DomainSpec', 'Params',
-           'override', 'field_problems', 'parse_params', 'load_params', 'dump_params']
+           'override', 'yaml_line', 'field_problems', 'parse_params', 'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 import copy
@@ -694,7 +694,10 @@ def _yaml_path(raw, loc):
         else: node = node[step] if isinstance(node, list) and isinstance(step, int) and step < len(node) else None
     return path
 
-def _line(node, path):
+def yaml_line(
+    node:Any, # From `compose_yaml`
+    path:Sequence[str|int], # Keys and indices, from the top
+) -> int|None: # 1-based; None where the file has none of it
     "Line of the deepest key on `path` that the file has, 1-based"
     line = None
     for step in path:
@@ -732,7 +735,7 @@ def field_problems(
     node, out = compose_yaml(text, where) if text else None, []
     for err in error.errors():
         path = _yaml_path(raw, err['loc'])
-        line = _line(node, path)
+        line = yaml_line(node, path)
         name = '.'.join(map(str, path)) or 'the file'
         typed = any(name == k or name.startswith(f'{k}.') or k.startswith(f'{name}.') for k in given)
         at = ' (given by -S)' if typed else f' (line {line})' if line else ''

@@ -13,9 +13,9 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/metrics.html.md"""
 # %% auto #0
 __all__ = ['MetricFactory', 'auroc', 'pr_points', 'average_precision', 'roc_points', 'f1_max', 'passed_good', 'caught_bad',
            'size_matched_auroc', 'simple_features', 'trivial_baseline', 'grouped_baseline', 'Boxes', 'make_boxes',
-           'detection_map', 'match_boxes', 'classification_report', 'decode_mask', 'reported_map', 'mask_counts',
-           'mask_scores', 'score_levels', 'pixel_histogram', 'histogram_ap', 'Judged', 'Metric', 'DetectionMetric',
-           'reported_boxes', 'named_pairs', 'CropsMetric', 'MasksMetric', 'PixelsMetric', 'ImagesMetric']
+           'detection_map', 'match_boxes', 'classification_report', 'reported_map', 'mask_counts', 'mask_scores',
+           'score_levels', 'pixel_histogram', 'histogram_ap', 'Judged', 'Metric', 'DetectionMetric', 'reported_boxes',
+           'named_pairs', 'CropsMetric', 'MasksMetric', 'PixelsMetric', 'ImagesMetric']
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #f28571f4
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import rankdata
 
+from ..core.drawing import decode_mask
 from ..core.factory import Factory
-from ..core.types import Defect, InspectionReport
+from ..core.types import InspectionReport
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #47cc13bc
 def auroc(
@@ -262,12 +263,6 @@ def classification_report(
         support=true.tolist(), precision=share(hit, said), recall=share(hit, true), f1=f1, confusion=m)
 
 # %% ../../nbs/07_evaluation/10_metrics.ipynb #30d8a121
-def decode_mask(
-    defect:Defect, # One defect of a report
-) -> Bool[np.ndarray, "h w"]: # original image
-    "The mask of a reported defect"
-    return _rle.decode({'size': list(defect.mask.size), 'counts': defect.mask.counts.encode()}).astype(bool)
-
 def reported_map(
     report:InspectionReport, # Its `image_size` gives H and W
     categories:Sequence[str], # Class names

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -191,6 +191,16 @@ def make_runnable(
     if there != text and there.startswith(first): write_whole(path, text)
     if not (workdir/'.dvc').is_dir(): _start_dvc(workdir, git=False)
 
+@contextmanager
+def _environment(more):
+    "More variables, for what DVC starts; gone afterwards"
+    before = dict(os.environ)
+    os.environ.update(more)
+    try: yield
+    finally:
+        for k in more: os.environ.pop(k)
+        os.environ.update(before)
+
 def reproduce(
     workdir:Path, # With dvc.yaml and params.yaml
     targets:Sequence[str]=(), # Stages of the graph, with what they need; all by default
@@ -201,11 +211,8 @@ def reproduce(
     from dvc.exceptions import DvcException, ReproductionError # a second to import
     from dvc.lock import LockError
     from dvc.repo import Repo
-    bin_dir = Path(sys.executable).parent
-    os.environ.update(
-        {'DVC_NO_ANALYTICS': '1', 'PATH': f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"} | dict(env or {})
-    )
-    with chdir(workdir), Repo() as repo:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with _environment({'DVC_NO_ANALYTICS': '1', 'PATH': path} | dict(env or {})), chdir(workdir), Repo() as repo:
         try: ran = repo.reproduce(list(targets) or None, force=force)
         except ReproductionError as e:
             raise SADSError(f'a stage failed: {e}', where=workdir, remedy='What it said is above') from e

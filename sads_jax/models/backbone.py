@@ -10,6 +10,7 @@ __all__ = ['relu6', 'signed', 'he_normal', 'depthwise', 'conv', 'gathered', 'bou
 
 # %% ../../nbs/03_models/20_backbone.ipynb #c949aa05
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -34,7 +35,9 @@ def he_normal(
     shape:Sequence[int], # k, k, channels in, channels out
 ) -> Float[Array, "..."]:
     "Kernels of variance 2/fan-in, which keep the size of what passes through ReLUs (He et al. 2015)"
-    return jax.random.normal(key, tuple(shape), jnp.float32)*np.float32(np.sqrt(2/np.prod(shape[:-1])))
+    size = math.prod(shape)
+    drawn = jax.random.normal(key, 4**math.ceil(math.log(size, 4)), jnp.float32)  # few lengths: each is compiled
+    return drawn[:size].reshape(shape)*np.float32(np.sqrt(2/np.prod(shape[:-1])))
 
 # %% ../../nbs/03_models/20_backbone.ipynb #b8f87be6
 def _same(n, k, s):
@@ -227,7 +230,7 @@ def to_flat(
     kind:type[nnx.Variable]=nnx.Variable, # Only variables of this type; by default all
 ) -> dict[str, Num[Array, "..."]]: # 'a/b/c' -> array, sorted by name
     "All weights of `module` by path"
-    flat = {'/'.join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(module, kind))}
+    flat = {'/'.join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module, kind))}
     return {k: flat[k] for k in sorted(flat)}
 
 def pure(

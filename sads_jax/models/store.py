@@ -57,7 +57,7 @@ def load_model(
         if not (folder/name).exists():
             raise BundleError('no trained model here', where=folder/name, remedy='Train first: sads train')
     config = json.loads((folder/'model.json').read_text())
-    model = MODELS[config['task']](**config['build'], rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: MODELS[config['task']](**config['build'], rngs=nnx.Rngs(0)))  # shapes alone
     params, wanted = load_file(folder/'model.safetensors'), to_flat(model)
     if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in wanted.items()}:
         odd = sorted(set(params) ^ set(wanted)) or [k for k in wanted if params[k].shape != wanted[k].shape]

@@ -125,9 +125,9 @@ def thin(
         thinned = InvertedResidual(slim, f'blocks/{i}/', expand, stride)
         if i in kept:
             gram, cross, _ = _moments(thinned, after, wanted, positions, i)
-            *kernel, bias = np.linalg.solve(gram, cross).astype(np.float32)
-            thinned.project[...], thinned.project_bias[...] = jnp.stack(kernel), jnp.asarray(bias)
-            slim |= {f'blocks/{i}/project': np.stack(kernel), f'blocks/{i}/project_bias': bias}
+            fitted = np.linalg.solve(gram, cross).astype(np.float32)
+            slim |= {f'blocks/{i}/project': fitted[:-1].copy(), f'blocks/{i}/project_bias': fitted[-1].copy()}
+            thinned = InvertedResidual(slim, f'blocks/{i}/', expand, stride)
         before, after = wanted, [_out(thinned, x) for x in after]
         on_block(i + 1, len(whole.blocks))
     return slim

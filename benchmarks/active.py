@@ -8,7 +8,9 @@ grouped split (half of the parts are judged on, none of them can be bought) and 
 average precision of defective photographs and the mean recall of all classes. "Full" is the classifier that has all
 labels; reported is the first number of labels at which 90 % of its score is reached and kept on average to the end.
 
-Writes active.svg beside this file and prints the table for RESULTS.md.
+With --rare 0.05 most defective photographs are taken out of what can be bought, as on a line that runs well.
+
+Writes active.svg beside this file (or --plot) and prints the table for RESULTS.md.
 """
 import argparse
 import json
@@ -61,18 +63,26 @@ def probe(x, y):
 def judge(x, bad, kind, bought, held):
     "Figures of a classifier that knows the labels `bought`; chance where they hold one class only"
     names = sorted(set(kind[held]))
-    binary, named = probe(x[bought], bad[bought]), probe(x[bought], kind[bought])
+    binary = probe(x[bought], bad[bought])
     if binary is None: return {"ap": float(bad[held].mean()), "recall": 1 / len(names), "auroc": 0.5}, None
-    said = binary.decision_function(x[held])
+    said, named = binary.decision_function(x[held]), probe(x[bought], kind[bought])
     return {"ap": float(average_precision_score(bad[held], said)),
         "recall": float(balanced_accuracy_score(kind[held], named.predict(x[held]))),
         "auroc": float(roc_auc_score(bad[held], said))}, binary
 
 
-def run(x, bad, kind, parts, way, seed, step, most):
+def thinned(bad, pool, share, seed):
+    "Photographs that can be bought, with defective ones left out at random until they are this share"
+    good, rest = pool[~bad[pool]], pool[bad[pool]]
+    few = np.random.default_rng(seed).permutation(rest)[: max(2, round(len(good) * share / (1 - share)))]
+    return np.sort(np.concatenate([good, few]))
+
+
+def run(x, bad, kind, parts, way, seed, step, most, rare=None):
     "One seed of one way: rows of labels bought and figures"
     folds = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
     pool, held = next(folds.split(x, kind, parts))
+    if rare: pool = thinned(bad, pool, rare, seed)
     z = reduced(x, pool)
     full, _ = judge(z, bad, kind, pool, held)
     bought = np.random.default_rng(seed).choice(pool, START, replace=False)
@@ -132,6 +142,8 @@ def main():
     args.add_argument("--step", type=int, default=20)
     args.add_argument("--most", type=int, default=400)
     args.add_argument("--features", type=Path, help="A .npy file that keeps the features between runs")
+    args.add_argument("--plot", type=Path, default=HERE / "active.svg")
+    args.add_argument("--rare", type=float, help="Share of defective photographs among those that can be bought")
     args = args.parse_args()
     began, data = time.time(), read_coco(args.data)
     x = vectors_of(data, args.features or args.data / "features.npy")
@@ -141,10 +153,10 @@ def main():
     rows = []
     for way in WAYS:
         for seed in args.seeds:
-            rows += run(x, bad, kind, parts, way, seed, args.step, args.most)
+            rows += run(x, bad, kind, parts, way, seed, args.step, args.most, args.rare)
             print(json.dumps({k: v for k, v in rows[-1].items()}), flush=True)
     table(rows, args.seeds, args.most)
-    plot(rows, HERE / "active.svg")
+    plot(rows, args.plot)
     print(f"{time.time() - began:.0f} s")
 
 

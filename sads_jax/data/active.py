@@ -56,8 +56,8 @@ class Pick(NamedTuple):
 
 class Mix(NamedTuple):
     "Shares of a budget, together 1"
-    defect: float = .5
-    diverse: float = .3
+    defect: float = .2
+    diverse: float = .6
     random: float = .2
 
 def _whole_shares(mix, budget):
@@ -71,7 +71,7 @@ def _check(mix, budget, n_free):
     if budget < 1: raise DataError(f'a budget of {budget} photographs', where='--budget', remedy='Ask for one or more')
     if min(mix) < 0 or abs(sum(mix) - 1) > 1e-6:
         raise DataError(f'shares {", ".join(f"{m:g}" for m in mix)} are not positive with sum 1', where='--mix',
-            remedy='Example: 0.5 0.3 0.2')
+            remedy='Example: 0.2 0.6 0.2')
     if not n_free: raise DataError('every photograph is labelled', remedy='Nothing is left to ask for')
 
 # %% ../../nbs/02_data/65_active.ipynb #e75d046a

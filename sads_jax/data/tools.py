@@ -434,13 +434,22 @@ def _is_studio(path):
         for t in tasks[:20]
     )
 
+def _judged_by(task, who):
+    "A task with the annotations of one person only; the person is an id or an e-mail address"
+    if who is None or not isinstance(task, dict) or not isinstance(task.get('annotations'), list): return task
+    def names(a):
+        by = a.get('completed_by') if isinstance(a, dict) else None
+        return {str(by.get('id')), str(by.get('email'))} if isinstance(by, dict) else {str(by)}
+    return task | {'annotations': [a for a in task['annotations'] if who in names(a)]}
+
 def label_studio_connector(root:Path, annotations:Path|None=None, choices:str|None=None,
-    part_id_pattern:str|None=None, good:Sequence[str]=GOOD, *, seed:int=0) -> LabelledConnector:
+    part_id_pattern:str|None=None, good:Sequence[str]=GOOD, annotator:str|None=None, *,
+    seed:int=0) -> LabelledConnector:
     "Photographs of Label Studio tasks; one that somebody submitted without a region is good"
     root, tally, entries = Path(root), Tally(), []
     files = label_files(root, annotations, '.json', _is_studio, 'an export of Label Studio')
     photos, tasks = (Photographs(root, none_is_well=True),
-        [(p, i, t) for p in files for i, t in enumerate(_studio_tasks(p))])
+        [(p, i, _judged_by(t, annotator)) for p in files for i, t in enumerate(_studio_tasks(p))])
     control = _control([t for _, _, t in tasks], choices, files[0])
     for path, i, task in tasks:
         where = f'{path}, task[{i}]'

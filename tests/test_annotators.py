@@ -286,13 +286,16 @@ class Studio:
         request = urllib.request.Request(self.base + path, method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={'Authorization': f'Token {TOKEN}', 'Content-Type': 'application/json'})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            data = answer.read()
-            return json.loads(data) if 'json' in answer.headers.get('Content-Type', '') else data
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                data = answer.read()
+                return json.loads(data) if 'json' in answer.headers.get('Content-Type', '') else data
+        except urllib.error.HTTPError as e:
+            raise AssertionError(f'{method} {path}: {e.code} {e.read()[:500]!r}') from e
 
 @pytest.fixture
 def studio(tmp_path):
-    "A Label Studio of its own, that serves files below `tmp_path`"
+    "A Label Studio of its own, that serves the files of `tmp_path`/out"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -300,12 +303,12 @@ def studio(tmp_path):
         'COLLECT_ANALYTICS': 'false', 'SENTRY_DSN': '', 'FRONTEND_SENTRY_DSN': '',
         'LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN': 'true', 'LABEL_STUDIO_USER_TOKEN': TOKEN,
         'LABEL_STUDIO_USERNAME': 'ann@example.org', 'LABEL_STUDIO_PASSWORD': 'not-a-secret',
-        'LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED': 'true', 'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT': str(tmp_path)}
+        'LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED': 'true', 'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT': str(tmp_path/'out')}
     env.pop('PYTHONPATH', None)
     with open(tmp_path/'studio.log', 'w') as log:
         command = [STUDIO, 'start', '--no-browser', '--port', str(port), '--internal-host', '127.0.0.1']
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
-    ask, end = Studio(port), time.monotonic() + 420
+    ask, end = Studio(port), time.monotonic() + 600
     try:
         while True:
             try: ask('GET', '/api/projects')
@@ -327,10 +330,9 @@ def test_a_real_label_studio_shows_proposals_and_gives_back_what_a_person_change
     tool = ManualAnnotatorFactory({'kind': 'label_studio'})
     tool.send(sent, tmp_path/'out')
     config = (tmp_path/'out'/'interface.xml').read_text()
-    pid = studio('POST', '/api/projects', {'title': 't', 'label_config': config})['id']
-    studio('POST', '/api/storages/localfiles', {'project': pid, 'path': str(tmp_path/'out'), 'use_blob_urls': True})
+    pid = studio('POST', '/api/projects', {'title': 'line 3', 'label_config': config})['id']
+    studio('POST', '/api/storages/localfiles', {'project': pid, 'path': str(tmp_path/'out'/'images'), 'use_blob_urls': True})
     tasks = json.loads((tmp_path/'out'/'tasks.json').read_text())
-    for t in tasks: t['data']['image'] = t['data']['image'].replace('?d=', '?d=out/')
     got = studio('POST', f'/api/projects/{pid}/import', tasks)
     assert (got['task_count'], got['prediction_count'], got['annotation_count']) == (2, 2, 0)
 

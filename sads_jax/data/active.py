@@ -118,6 +118,8 @@ def choose_next(
     return picks
 
 # %% ../../nbs/02_data/65_active.ipynb #93bd57bd
+_MOST = 2000 # photographs compared with, spread evenly over those there are
+
 def unlike_good(
     vectors:Float[np.ndarray, "n d"],
     good:Int[np.ndarray, " g"], # Rows known to be good; fewer than three: all rows stand in
@@ -127,6 +129,7 @@ def unlike_good(
     x = np.asarray(vectors, np.float64)
     x = (x - x.mean(0))/(x.std(0) + 1e-6)
     rows = np.asarray(good) if len(good) >= neighbours else np.arange(len(x))
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(_MOST, len(rows))).round().astype(int))]
     out = np.empty(len(x))
     for i in range(len(x)):
         d = np.sort(_distances(x[rows[rows != i]], x[i]))[:neighbours]

@@ -62,7 +62,11 @@ def both_judged(
 ) -> list[tuple[ImageRecord, ImageRecord]]: # In the order of `first`
     "Pairs of records of one photograph; `DataError` where there is none, or its sizes differ"
     other = {plain_name(r.file_name): r for r in second if r.defective is not None}
-    pairs = [(r, other[plain_name(r.file_name)]) for r in first if r.defective is not None and plain_name(r.file_name) in other]
+    pairs = [
+        (r, other[plain_name(r.file_name)])
+        for r in first
+        if r.defective is not None and plain_name(r.file_name) in other
+    ]
     if not pairs: raise DataError('no photograph was judged by both', remedy='Give both the same photographs')
     for a, b in pairs:
         if (a.height, a.width) != (b.height, b.width):

@@ -141,8 +141,17 @@ def _entries(pairs, what):
 def _by_class(first, second):
     "Photographs of each class, and good and unlabelled ones, before and after"
     def count(data):
-        return Counter(c for r in data.images for c in (
-            ['(unlabelled)'] if r.defective is None else ['(good)'] if not r.defective else r.classes or ['(defective)']))
+        return Counter(
+            c
+            for r in data.images
+            for c in (
+                ['(unlabelled)']
+                if r.defective is None
+                else ['(good)']
+                if not r.defective
+                else r.classes or ['(defective)']
+            )
+        )
     a, b = count(first), count(second)
     return {c: dict(before=a[c], after=b[c]) for c in sorted({*a, *b})}
 
@@ -153,7 +162,7 @@ def _relabelled(pairs):
 def compare_data(
     first:InspectionData,
     second:InspectionData,
-    splits:tuple[Mapping[str, Sequence[int]]|None, Mapping[str, Sequence[int]]|None]=(None, None), # Of each, where known
+    splits:tuple[Mapping|None, Mapping|None]=(None, None), # Image ids by name of split, of each, where known
 ) -> dict[str, Any]: # Lists added, removed, renamed, replaced, relabelled, regrouped, moved; classes and parts
     "What changed from one version to the other; `FileNotFoundError` where a photograph is not there"
     old, new = ({r.file_name: r for r in d.images} for d in (first, second))
@@ -198,7 +207,9 @@ _FIELDS = [('file_name', 'sc:Text', 'photograph, relative to the data set'),
 
 def _described(data):
     "Counts in a sentence"
-    kinds = Counter('unlabelled' if r.defective is None else 'defective' if r.defective else 'good' for r in data.images)
+    kinds = Counter(
+        'unlabelled' if r.defective is None else 'defective' if r.defective else 'good' for r in data.images
+    )
     programs = sum(r.automatic is not None or any(a.automatic for a in r.annotations) for r in data.images)
     return (f'{len(data)} photographs of {len({r.part_id for r in data.images})} parts for surface inspection: '
         f'{kinds["good"]} good, {kinds["defective"]} defective, {kinds["unlabelled"]} unlabelled; '

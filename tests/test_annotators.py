@@ -303,7 +303,8 @@ def studio(tmp_path):
         'COLLECT_ANALYTICS': 'false', 'SENTRY_DSN': '', 'FRONTEND_SENTRY_DSN': '',
         'LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN': 'true', 'LABEL_STUDIO_USER_TOKEN': TOKEN,
         'LABEL_STUDIO_USERNAME': 'ann@example.org', 'LABEL_STUDIO_PASSWORD': 'not-a-secret',
-        'LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED': 'true', 'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT': str(tmp_path/'out')}
+        'LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED': 'true',
+        'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT': str(tmp_path/'out')}
     env.pop('PYTHONPATH', None)
     with open(tmp_path/'studio.log', 'w') as log:
         command = [STUDIO, 'start', '--no-browser', '--port', str(port), '--internal-host', '127.0.0.1']
@@ -331,7 +332,8 @@ def test_a_real_label_studio_shows_proposals_and_gives_back_what_a_person_change
     tool.send(sent, tmp_path/'out')
     config = (tmp_path/'out'/'interface.xml').read_text()
     pid = studio('POST', '/api/projects', {'title': 'line 3', 'label_config': config})['id']
-    studio('POST', '/api/storages/localfiles', {'project': pid, 'path': str(tmp_path/'out'/'images'), 'use_blob_urls': True})
+    storage = {'project': pid, 'path': str(tmp_path/'out'/'images'), 'use_blob_urls': True}
+    studio('POST', '/api/storages/localfiles', storage)
     tasks = json.loads((tmp_path/'out'/'tasks.json').read_text())
     got = studio('POST', f'/api/projects/{pid}/import', tasks)
     assert (got['task_count'], got['prediction_count'], got['annotation_count']) == (2, 2, 0)

@@ -133,7 +133,7 @@ class LabelStudioSpec(_ExportSpec):
     choices: str|None = Field(None,
         description='control whose choices are classes of the photograph; null: the only one that there is')
     annotator: str|None = Field(None,
-        description='id or e-mail address of the person whose annotations count; null: ground truth, or else the newest')
+        description='id or e-mail of the person whose annotations count; null: ground truth, or else the newest')
 
 class ViaSpec(_ExportSpec):
     "VGG Image Annotator: its project, JSON or CSV; a photograph without a region is good"

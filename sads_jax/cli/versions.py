@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from sads_jax.data.records import InspectionData
 
 # %% ../../nbs/12_cli/18_versions.ipynb #eee1e7bf
-PACK_EXAMPLES = epilog('sads data pack --out packed && dvc add packed')
-UNPACK_EXAMPLES = epilog('dvc pull && sads data unpack packed --out photographs')
+PACK_EXAMPLES = epilog('sads data pack --out packed', 'sads data pack --out packed && dvc add packed')
+UNPACK_EXAMPLES = epilog(
+    'sads data unpack packed --out photographs', 'dvc pull packed && sads data unpack packed --out photographs'
+)
 
 def data_pack(
     out: Annotated[Path, typer.Option(metavar='DIR', help='Folder to fill; an earlier pack there is replaced.')],

@@ -26,6 +26,7 @@ Modules:
 - `sads_jax.core.templates`: Pages and drawings from templates that lie beside the code that fills them
 - `sads_jax.core.types`: What rooms hand to one another: pytrees of arrays inside a program, pydantic records outside it
 - `sads_jax.core.yaml_text`: Reading YAML that cannot grow, loop or say a thing twice
+- `sads_jax.data.annotators`: People draw in a tool of their choice, programs propose; a label always says which of the two made it
 - `sads_jax.data.augment`: Image, mask and boxes moved together, and the light changed, in one jitted step
 - `sads_jax.data.connectors`: From wherever photographs come to one folder that needs nothing else
 - `sads_jax.data.dataset`: From records to batches of fixed shape: decoded once, letterboxed, one bucket a batch

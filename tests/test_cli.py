@@ -59,7 +59,10 @@ def test_help_imports_nothing_heavy_and_names_every_command():
     'command',
     ['ingest', 'split', 'train', 'evaluate', 'run', 'predict', 'serve', 'doctor', 'params', 'stage', 'models list',
         'models show', 'models verify', 'models promote', 'operate', 'scale', 'parity', 'rules check', 'rules test',
-        'rules replay', 'compare', 'qualify golden', 'qualify repeatability', 'qualify agreement', 'qualify station'],
+        'rules replay', 'compare',
+        'qualify golden', 'qualify repeatability', 'qualify agreement', 'qualify station', 'data annotate out',
+        'data annotate in', 'data annotate agree', 'data annotate propose', 'data next', 'data pack', 'data unpack',
+        'data diff', 'data card'],
 )
 def test_every_help_has_an_example(command, capsys):
     code, out, _ = run(*command.split(), '--help', capsys=capsys)

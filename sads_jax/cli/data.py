@@ -17,11 +17,12 @@ from .console import console, epilog, say
 from .options import HERE, Workdir
 
 # %% ../../nbs/12_cli/16_data.ipynb #7fda8345
-data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Data sets: out again, for other tools.')
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
+    help='Data sets: labels, versions, out again for other tools.')
 
 @data.callback()
 def _data():
-    "Data sets: out again, for other tools."
+    "Data sets: labels, versions, out again for other tools."
 
 @data.command(
     'export',

@@ -20,6 +20,7 @@ from .console import console, epilog, say, table
 from .data import data
 from .doctor import DOCTOR_EXAMPLES, doctor
 from .init import INIT_EXAMPLES, init
+from .labels import NEXT_EXAMPLES, annotate, next_photographs
 from .launch import launch_environment
 from .models import models
 from .notes import param_rows
@@ -32,6 +33,8 @@ from .predict import PREDICT_EXAMPLES, predict
 from .qualify import qualify
 from .rules import SCALE_EXAMPLES, rules, scale
 from .stages import stages_app
+from .versions import (CARD_EXAMPLES, DIFF_EXAMPLES, PACK_EXAMPLES, UNPACK_EXAMPLES, data_card, data_diff,
+    data_pack, data_unpack)
 from ..core.errors import ParamsError, RegistryError, SADSError, ServingError
 
 # %% ../../nbs/12_cli/10_main.ipynb #c46072c2
@@ -111,6 +114,12 @@ app.add_typer(stages_app)  # without a name: ingest, split, train, evaluate, run
 app.command('predict', epilog=PREDICT_EXAMPLES)(predict)
 app.add_typer(models, name='models')
 app.add_typer(data, name='data')
+data.add_typer(annotate, name='annotate')
+data.command('next', epilog=NEXT_EXAMPLES)(next_photographs)
+data.command('diff', epilog=DIFF_EXAMPLES)(data_diff)
+data.command('pack', epilog=PACK_EXAMPLES)(data_pack)
+data.command('unpack', epilog=UNPACK_EXAMPLES)(data_unpack)
+data.command('card', epilog=CARD_EXAMPLES)(data_card)
 app.command('operate', epilog=OPERATE_EXAMPLES)(operate)
 app.add_typer(rules, name='rules')
 app.command('parity', epilog=PARITY_EXAMPLES)(parity)

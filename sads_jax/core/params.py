@@ -132,6 +132,8 @@ class LabelStudioSpec(_ExportSpec):
     kind: Literal['label_studio'] = 'label_studio'
     choices: str|None = Field(None,
         description='control whose choices are classes of the photograph; null: the only one that there is')
+    annotator: str|None = Field(None,
+        description='id or e-mail of the person whose annotations count; null: ground truth, or else the newest')
 
 class ViaSpec(_ExportSpec):
     "VGG Image Annotator: its project, JSON or CSV; a photograph without a region is good"
@@ -213,6 +215,9 @@ class SplitSpec(Spec):
     refit: bool = Field(False,
         description='also learn from the parts of `val`, once nothing is chosen by them any more; calibration and test '
             'stay as they are')
+    learn_automatic: Share|None = Field(None,
+        description='confidence from which labels that a program made teach the models; null: none does. They never '
+            'choose a threshold and never judge')
     seed_offset: int = Field(0,
         description="added to `seed` for the split alone, to vary it while the models' seed stays")
 

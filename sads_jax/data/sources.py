@@ -292,7 +292,7 @@ class LabelledConnector:
         if drawn := [c for c, a in found or () if a is not None and c.lower() in self._good]:
             self.tally.add(f'shapes labelled {drawn[0]!r}, which is no defect: left out', e.name)
         return content, ImageRecord(i+1, name, w, h, part, e.lot, e.exposure, None if found is None else bool(bad),
-            tuple(sorted({c for c, _ in bad})), tuple(a for _, a in bad if a is not None))
+            tuple(sorted({c for c, _ in bad})), tuple(a for _, a in bad if a is not None), _judge([a for _, a in bad]))
 
     def unlisted(self, photos:'Photographs') -> 'LabelledConnector':
         "The same, with a remark on photographs that no label file names"
@@ -302,6 +302,11 @@ class LabelledConnector:
         return self
 
 # %% ../../nbs/02_data/42_sources.ipynb #2127794x
+def _judge(marks):
+    "Who says that a photograph is defective: a program, where it drew all that is on it, else a person"
+    if not marks or not all(a is not None and a.automatic for a in marks): return None
+    return min((a.automatic for a in marks), key=lambda a: a.confidence)
+
 def _photograph(e):
     if e.path is not None: return picture_bytes(e.path, max_megapixels=float('inf'))
     if e.embedded is not None: return e.embedded()

@@ -33,9 +33,9 @@ from PIL import Image
 from ..core.errors import DataError
 from ..core.files import whole_folder
 from .formats import segmentation_to_mask
-from .records import Annotation, ImageRecord, InspectionData, write_coco
+from .records import Annotation, Automatic, ImageRecord, InspectionData, trusted, write_coco
 from .sources import PARTS, Tally
-from .tools import brush_rle
+from .tools import CVAT_AUTOMATIC, brush_rle
 
 # %% ../../nbs/02_data/58_writers.ipynb #659fd29a
 def _sides(mask):
@@ -76,29 +76,49 @@ class Drawn(NamedTuple):
     box: tuple[float, float, float, float] # x1, y1, x2, y2 [px]
     ring: list[tuple[float, float]]|None # x, y [px], where it is one outline
     mask: np.ndarray|None # bool [H, W], where it is more than that
+    automatic: Automatic|None = None # Who made it, where no person did
 
 def drawn(a:Annotation, r:ImageRecord) -> Drawn:
     "A box, one outline, or a mask"
     s = a.segmentation
-    if not s: return Drawn(a.category, a.box, None, None)
-    if isinstance(s, list) and len(s) == 1: return Drawn(a.category, a.box, list(zip(s[0][::2], s[0][1::2])), None)
-    return Drawn(a.category, a.box, None, segmentation_to_mask(s, r.height, r.width, r.file_name))
+    if not s: return Drawn(a.category, a.box, None, None, a.automatic)
+    if isinstance(s, list) and len(s) == 1:
+        return Drawn(a.category, a.box, list(zip(s[0][::2], s[0][1::2])), None, a.automatic)
+    return Drawn(a.category, a.box, None, segmentation_to_mask(s, r.height, r.width, r.file_name), a.automatic)
 
 def _weak(r):
-    "Classes of a photograph that nothing drawn on it shows"
+    "Classes that a person gave a photograph and nothing drawn on it shows"
+    if r.automatic: return []
     return sorted(set(r.classes) - {a.category for a in r.annotations})
 
 def _judged(records, tally):
     "Those that somebody judged; the others are counted"
     for r in records:
+        if r.automatic and not r.annotations:
+            tally.add('photographs that a program alone judged, without a shape: written without labels', r.file_name)
+            continue
         if r.defective is not None: yield r
         else: tally.add('photographs that nobody judged: written without labels', r.file_name)
 
 def _hidden(classes, kind, name, tally):
     if classes: tally.add(f'classes of photographs without a place, which {kind} cannot say: left out', name)
 
+def _people_only(data, kind, tally):
+    "The data without automatic labels, for a format in which they would look like a person's"
+    for r in data.images:
+        if r.automatic or any(a.automatic for a in r.annotations):
+            tally.add(f'automatic labels, which {kind} cannot tell from a person\'s: left out', r.file_name)
+    return trusted(data)
+
+def _renamed(named, data):
+    "Names of files with the records of `data`, which has the same photographs"
+    return [(name, data.by_id[r.id]) for name, r in named]
+
+
 # %% ../../nbs/02_data/58_writers.ipynb #264a343e
 def _write_yolo(data, named, out, tally):
+    data = _people_only(data, 'YOLO', tally)
+    named = _renamed(named, data)
     (out/'data.yaml').write_text(yaml.safe_dump(dict(path='.', train='images', val='images',
         names=dict(enumerate(data.categories))), sort_keys=False, allow_unicode=True), encoding='utf-8')
     outlines = any(a.segmentation for r in data.images for a in r.annotations)
@@ -120,6 +140,8 @@ def _yolo_row(key, d, outlines, r):
     return ' '.join([str(key), *(f'{v:.8g}' for x, y in points for v in (x/r.width, y/r.height))])
 
 def _write_voc(data, named, out, tally):
+    data = _people_only(data, 'Pascal VOC', tally)
+    named = _renamed(named, data)
     for folder in ('Annotations', 'masks', 'ImageSets/Main'): (out/folder).mkdir(parents=True)
     stems = {id(r): Path(name).stem for name, r in named}
     for r in _judged(data.images, tally):
@@ -147,9 +169,14 @@ def _voc_page(name, r, shapes):
     return '\n'.join([*lines, '</annotation>\n'])
 
 # %% ../../nbs/02_data/58_writers.ipynb #49801af7
+_CVAT_TOLD = ''.join(f'<attribute><name>{name}</name><mutable>False</mutable><input_type>text</input_type>'
+    '<default_value></default_value><values></values></attribute>' for name in CVAT_AUTOMATIC)
+
 def _write_cvat(data, named, out, tally):
     with open(out/'annotations.xml', 'w', encoding='utf-8') as f:
-        labels = ''.join(f'<label><name>{escape(c)}</name><attributes></attributes></label>' for c in data.categories)
+        told = _CVAT_TOLD if any(a.automatic for r in data.images for a in r.annotations) else ''
+        label = '<label><name>{}</name><attributes>{}</attributes></label>'
+        labels = ''.join(label.format(escape(c), told) for c in data.categories)
         f.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task>'
             f'<name>sads_jax</name><size>{len(data)}</size><mode>annotation</mode><labels>{labels}</labels>'
             '</task></meta>\n')
@@ -169,22 +196,29 @@ def _runs(mask):
     return np.diff([0, *edges, flat.size]).tolist()
 
 def _cvat_shape(d):
-    label = f'label={quoteattr(d.category)} source="manual" occluded="0" z_order="0"'
-    if d.ring: return f'<polygon {label} points="{";".join(f"{x:.4f},{y:.4f}" for x, y in d.ring)}"/>'
+    source = 'auto' if d.automatic else 'manual'
+    label = f'label={quoteattr(d.category)} source="{source}" occluded="0" z_order="0"'
+    told = ''.join(f'<attribute name="{k}">{escape(str(v))}</attribute>'
+        for k, v in zip(CVAT_AUTOMATIC, d.automatic or ()))
+    if d.ring: return _tag('polygon', f'{label} points="{";".join(f"{x:.4f},{y:.4f}" for x, y in d.ring)}"', told)
     if d.mask is None:
         sides = ' '.join(f'{k}="{v:.4f}"' for k, v in zip(('xtl', 'ytl', 'xbr', 'ybr'), d.box))
-        return f'<box {label} {sides}/>'
+        return _tag('box', f'{label} {sides}', told)
     left, top, cut = _cut(d.mask)
-    return (f'<mask {label} rle="{", ".join(map(str, _runs(cut)))}" left="{left}" top="{top}" width="{cut.shape[1]}" '
-        f'height="{cut.shape[0]}"/>')
+    return _tag('mask', f'{label} rle="{", ".join(map(str, _runs(cut)))}" left="{left}" top="{top}" '
+        f'width="{cut.shape[1]}" height="{cut.shape[0]}"', told)
+
+def _tag(name, fields, inside): return f'<{name} {fields}>{inside}</{name}>' if inside else f'<{name} {fields}/>'
 
 def _cut(mask):
     "Left, top, and what of a mask is not empty"
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(xs[0]), int(ys[0]), mask[ys[0]:ys[-1]+1, xs[0]:xs[-1]+1]
 
+# %% ../../nbs/02_data/58_writers.ipynb #49801lm0
 def _labelme_shape(d):
     shape = dict(label=d.category, group_id=None, description='', flags={}, mask=None)
+    if d.automatic: shape['automatic'] = d.automatic._asdict()
     if d.ring: return shape | dict(shape_type='polygon', points=[list(p) for p in d.ring])
     x1, y1, x2, y2 = d.box
     if d.mask is None: return shape | dict(shape_type='rectangle', points=[[x1, y1], [x2, y2]])
@@ -217,16 +251,40 @@ def _studio_result(i, d, r):
     return dict(id=f'r{i}', type=kind, from_name=_STUDIO[kind][0], to_name='image', original_width=r.width,
         original_height=r.height, image_rotation=0, value={kind: [d.category]} | value)
 
+# %% ../../nbs/02_data/58_writers.ipynb #686afpre
+def _studio_results(r, marks, classes):
+    "Regions and choices"
+    out = [_studio_result(k, drawn(a, r), r) for k, a in marks]
+    for (_, a), region in zip(marks, out):
+        if a.automatic: region['score'] = a.automatic.confidence
+    if classes:
+        out.append(dict(id='classes', type='choices', from_name='classes', to_name='image',
+            value=dict(choices=sorted(classes))))
+    return out
+
+def _studio_predictions(r):
+    "What programs say of a photograph, one entry for each of them"
+    said, marks = {}, list(enumerate(r.annotations))
+    for _, a in marks:
+        if a.automatic: said.setdefault(a.automatic.by, []).append(a.automatic.confidence)
+    if r.automatic: said.setdefault(r.automatic.by, []).append(r.automatic.confidence)
+    out = []
+    for by, sure in sorted(said.items()):
+        mine = [(k, a) for k, a in marks if a.automatic and a.automatic.by == by]
+        hidden = set(r.classes) - {a.category for _, a in mine} if r.automatic and r.automatic.by == by else ()
+        out.append(dict(model_version=by, score=min(sure), result=_studio_results(r, mine, hidden)))
+    return out
+
 def _studio_task(i, name, r):
     task = dict(
         id=i, data=dict(image=f'/data/local-files/?d=images/{name}', part_id=r.part_id, lot=r.lot, exposure=r.exposure)
     )
-    if r.defective is None: return task | dict(annotations=[])
-    result = [_studio_result(k, drawn(a, r), r) for k, a in enumerate(r.annotations)]
-    if c := _weak(r):
-        result.append(dict(id='classes', type='choices', from_name='classes', to_name='image', value=dict(choices=c)))
+    if guesses := _studio_predictions(r): task['predictions'] = guesses
+    if r.defective is None or r.automatic: return task | dict(annotations=[])
+    result = _studio_results(r, [(k, a) for k, a in enumerate(r.annotations) if a.automatic is None], _weak(r))
     return task | dict(annotations=[dict(result=result, was_cancelled=False)])
 
+# %% ../../nbs/02_data/58_writers.ipynb #686afwri
 def _write_studio(data, named, out, tally):
     with open(out/'tasks.json', 'w', encoding='utf-8') as f:
         f.write('[')

@@ -31,7 +31,7 @@ from ..data.connectors import ConnectorFactory
 from ..data.connectors import ingest as copy_data
 from ..data.connectors import loss_lines
 from ..data.images import read_image
-from ..data.records import ImageRecord, InspectionData, read_coco
+from ..data.records import ImageRecord, InspectionData, read_coco, trusted
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
@@ -76,6 +76,14 @@ def _write_json(path, tree): write_whole(path, json.dumps(tree, sort_keys=True, 
 def _nothing_to_calibrate():
     return DataError('no labelled photographs', where='the calibration split', remedy='Enlarge split.calibration')
 
+def _told_of_automatic(data, spec, progress):
+    "Say that automatic labels were met, and what becomes of them"
+    n = sum(r.automatic is not None or any(a.automatic for a in r.annotations) for r in data.images)
+    if not n: return
+    fate = ('none of them counts (split.learn_automatic is null)' if spec.learn_automatic is None else
+        f'those of confidence {spec.learn_automatic:g} or more teach the models, none judges them')
+    progress.say(f'split: {n} photographs carry automatic labels; {fate}')
+
 def split(
     spec:SplitSpec,
     dataset:Path, # data/dataset
@@ -85,7 +93,9 @@ def split(
     progress:Progress,
 ) -> dict[str, tuple[int, ...]]: # Image ids of each split
     "Part-grouped split with its audit; `DataError` where one cannot be made or would leak"
-    data = read_coco(dataset)
+    offered = read_coco(dataset)
+    data = trusted(offered)
+    _told_of_automatic(offered, spec, progress)
     counted = lambda items: progress.track(items, 'look at photographs', len(items))
     thumbnails = splits.read_thumbnails(data, progress=counted)
     twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
@@ -93,8 +103,9 @@ def split(
     if not any(data.by_id[i].defective is not None for i in dealt['calibration']): raise _nothing_to_calibrate()
     audit = splits.audit_leaks(dealt, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
     audit['shortcuts'] = splits.shortcut_audit(data, thumbnails=thumbnails)
+    learnt = trusted(offered, dealt['train'], spec.learn_automatic)
     with whole_folder(out) as new:
-        splits.write_split(new/'split.json', dealt, splits.fingerprint(data, dealt))
+        splits.write_split(new/'split.json', dealt, splits.fingerprint(learnt, dealt))
         _write_json(new/'audit.json', audit)
     progress.say('split: ' + ', '.join(f'{k} {len(v)}' for k, v in dealt.items())
         + f" photographs; {audit['twins_across_parts']} pairs of twins across parts")
@@ -134,6 +145,11 @@ def training_key(
     )
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #5a88862c
+def _to_learn_from(at, params):
+    "The data with the labels that models may learn from, and the split"
+    ids = splits.read_split(at.split/'split.json')
+    return trusted(read_coco(at.dataset), ids['train'], params.split.learn_automatic), ids
+
 def train(
     task:str, # detector, classifier or segmenter
     *,
@@ -146,7 +162,7 @@ def train(
     progress:Progress,
 ) -> None:
     "Train one model; continues where a killed run of the same inputs stopped"
-    data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
+    data, ids = _to_learn_from(at, params)
     domain.check(params.decision, data.categories)
     fingerprint, start = splits.read_fingerprint(at.split/'split.json'), start_of(task, at.models)
     checkpoints = at.scratch/'checkpoints'/f'{task}-{training_key(task, params, settings, fingerprint, start)}'
@@ -169,7 +185,7 @@ def anomaly(
 ) -> None:
     "Learn from the good photographs of the training split"
     from sads_jax.inference.adapters import photographed # jax
-    data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
+    data, ids = _to_learn_from(at, params)
     n = train_anomaly(
         data, ids, params, at.models / 'detector', at.models / 'anomaly', inside=photographed, progress=progress
     )
@@ -298,7 +314,7 @@ def calibrate(
     progress:Progress,
 ) -> str: # The bundle's version
     "Join the models into one program, write the bundle, and let it find its threshold on the calibration split"
-    data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
+    data, ids = trusted(read_coco(at.dataset)), splits.read_split(at.split/'split.json')
     records = _labelled(data, ids['calibration'])
     if not records: raise _nothing_to_calibrate()
     domain.check(params.decision, data.categories)
@@ -373,7 +389,7 @@ def evaluate(
     progress:Progress
 ) -> Evaluation:
     "Judge the finished bundle on the test split"
-    data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
+    data, ids = trusted(read_coco(at.dataset)), splits.read_split(at.split/'split.json')
     audit, notes = json.loads((at.split/'audit.json').read_text()), data_notes(data, params.data)
     if audit.get('leaking_twins'):
         notes.append(f"{len(audit['leaking_twins'])} pairs of photographs in different splits look like the same part "
@@ -417,7 +433,7 @@ def evaluate_bundle(
     mark(out, is_reports)
     refuse_foreign(out/'plots')
     remove(place, is_ours=lambda folder: True)  # all in .sads/judged is
-    data = ingest(spec, place, seed=params.seed, max_megapixels=settings.max_megapixels, progress=progress)
+    data = trusted(ingest(spec, place, seed=params.seed, max_megapixels=settings.max_megapixels, progress=progress))
     notes, unknown = data_notes(data, spec), sorted(set(data.categories) - set(labels))
     if unknown:
         notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, "
@@ -457,7 +473,7 @@ def parity(
     progress:Progress,
 ) -> list[Parity]: # One for each form
     "Let every form judge the golden photographs, and `export.photographs` others of the calibration split"
-    info, data = read_bundle(at.bundle), read_coco(at.dataset)
+    info, data = read_bundle(at.bundle), trusted(read_coco(at.dataset))
     golden = sorted((at.bundle/'golden'/'images').iterdir()) if (at.bundle/'golden').is_dir() else []
     ids = splits.read_split(at.split/'split.json')['calibration']
     others = pick_golden(_labelled(data, ids), info.params.export.photographs)

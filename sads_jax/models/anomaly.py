@@ -105,9 +105,14 @@ LEVELS = (2, 3) # of the maps at strides 4, 8, 16, 32
 
 class Alone(nnx.Module):
     "What every model of good parts brings that has to do without a detector: a backbone, and a map of its own"
-    def __init__(self, backbone:str|None, rngs:nnx.Rngs|None):
+    def __init__(
+        self,
+        backbone:str|None, # None: a detector gives the features
+        judges_places:bool, # Has it a distance of each place?
+        rngs:nnx.Rngs|None,
+    ):
         self.backbone = None if backbone is None else make_backbone(backbone, rngs=rngs)
-        self.limit = None if backbone is None else Statistic(jnp.ones(1)) # distance as far as good places go
+        if judges_places: self.limit = Statistic(jnp.ones(1)) # distance as far as good places go
 
     def distances(self, features:Sequence[Float[ArrayLike, "b _ _ _"]]) -> Float[Array, "b h w"]:
         "How far each place is from those of good parts"
@@ -133,7 +138,7 @@ class Anomaly(Alone):
         backbone:str|None=None, # Where there is no detector to give features
         *, rngs:nnx.Rngs|None=None, # Nothing in it is random
     ):
-        super().__init__(backbone, rngs)
+        super().__init__(backbone, bool(places), rngs)
         d = 2*sum(channels)
         self.mean, self.whiten = Statistic(jnp.zeros(d)), Statistic(jnp.eye(d))
         if places: self.place_mean, self.place_whiten = Statistic(jnp.zeros(places)), Statistic(jnp.eye(places))

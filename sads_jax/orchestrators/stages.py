@@ -368,7 +368,9 @@ def judge_bundle(
     asked = DomainFactory(info.params.domain).metrics
     judge = EvaluationOrchestrator(pipeline, (*(METRICS if asked is None else asked), *spec.more_metrics),
         batch_size=spec.batch_size, classify_boxes=classify_boxes)
-    found = judge.run(data, ids, train_ids=train_ids, context=dict(context) | {'threshold': info.decision.chosen},
+    left_out = [f'No {task} was trained: {why}.' for task, why in info.data.get('absent', {}).items()]
+    told = {'threshold': info.decision.chosen, 'notes': [*left_out, *context.get('notes', ())]}
+    found = judge.run(data, ids, train_ids=train_ids, context=dict(context) | told,
         progress=lambda done, total: progress(what, done, total, {}))
     mark(out, is_reports)
     with whole_files(out) as new:

@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/04_training/anomaly.html.md"""
 
 # %% auto #0
 __all__ = ['AnomalyFactory', 'Look', 'GoodParts', 'held_back', 'good_places', 'usual_distance', 'Learnt', 'no_anomaly',
-           'gaussian_anomaly', 'train_anomaly']
+           'gaussian_anomaly', 'patch_bank_anomaly', 'spoilt_places', 'synthetic_anomaly', 'train_anomaly']
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #3c356cd3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Float
 
@@ -27,8 +28,11 @@ from ..core.params import Params
 from ..data.dataset import CVDataset
 from ..data.records import InspectionData
 from ..models.absent import read_absent
-from ..models.anomaly import LEVELS, Anomaly, at_places, farthest, fit_gaussian, places, pooled
+from ..data.spoil import spoil
+from ..models.anomaly import LEVELS, PLACES, Anomaly, at_places, farthest, fit_gaussian, places, pooled
 from ..models.backbone import make_backbone, pure, to_flat
+from ..models.good_or_spoilt import GoodOrSpoilt
+from ..models.patch_bank import PatchBank, coreset, rows_that_fit
 from ..models.store import load_model, save_model
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #a54f4b4f
@@ -207,6 +211,121 @@ def _usual_whole(x, parts, shrinkage):
     mean, whiten = fit_gaussian(x[~held], shrinkage)
     new = x[held] if held.any() else x
     return max(float(np.quantile(np.sqrt(np.square((new - mean) @ whiten).mean(1)), .95)), 1e-6)
+
+# %% ../../nbs/04_training/40_anomaly.ipynb #pb000002
+_CANDIDATES = 40_000 # places that a coreset is chosen from
+
+def _bank_of(rows, size, seed=0):
+    "A coreset of scaled places of many photographs"
+    x = np.concatenate(rows)
+    x = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:_CANDIDATES])]
+    return x[coreset(x, size)[0]]
+
+def _nearest(mean, whiten, bank):
+    "Four maps -> distance of each place from a bank"
+    model = PatchBank((len(mean),), len(bank))
+    weights = to_flat(model) | {'mean': mean, 'whiten': whiten, 'bank': bank}
+    apply = pure(model, lambda m, maps: m.distances(maps))
+    return lambda maps: apply(weights, maps)
+
+@AnomalyFactory.register('patch_bank')
+def patch_bank_anomaly(
+    photographs:int, # Looked at, at most
+    memory_mb:float, # Of remembered places [MB]
+    shrinkage:float, # See `fit_gaussian`
+    share:float, # Of the image score that comes from the distance, beside a detector
+    *,
+    good:GoodParts,
+) -> Learnt:
+    "Places of good parts, remembered; as `no_anomaly` with fewer than two photographs"
+    rows, parts = good_places(good, photographs)
+    if len(rows) < 2: return no_anomaly(good=good)
+    mean, whiten = fit_gaussian(np.concatenate(rows), shrinkage)
+    scaled = [(r - mean) @ whiten for r in rows]
+    size = rows_that_fit(memory_mb, len(mean))
+    some = _bank_of([r for r, held in zip(scaled, held_back(parts)) if not held], size)
+    limit = usual_distance(good, photographs, _nearest(mean, whiten, some))
+    bank = _bank_of(scaled, size)
+    build = {'channels': [good.channels[level] for level in PLACES], 'size': len(bank)}
+    weights = {'mean': mean, 'whiten': whiten, 'bank': bank, 'limit': np.float32([limit])}
+    return Learnt('patch_bank', build, weights, 0. if good.alone else share)
+
+# %% ../../nbs/04_training/40_anomaly.ipynb #sy000002
+def spoilt_places(
+    good:GoodParts,
+    most:int, # Photographs, at most
+    versions:int, # Spoilt versions of each
+    seed:int=0, # Of the defects
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]: # Of each: places, which are spoilt, part
+    "Places of spoilt photographs to learn from: all that are spoilt, up to `_PLACES_EACH`, and as many that are not"
+    apply, weights = good.backbone
+    @jax.jit
+    def seen(images):
+        x = images.astype(jnp.float32)/255
+        return places(apply(weights, x)), at_places(good.inside(x))
+    index, rows, labels, parts = good.chosen(most), [], [], []
+    by_bucket = {}
+    for i in index: by_bucket.setdefault(good.dataset.bucket(i), []).append(i)
+    for k, i in enumerate(index):
+        mates = by_bucket[good.dataset.bucket(i)]
+        for v in range(versions):
+            rng = np.random.default_rng((seed, i, v))
+            e = spoil(good.dataset[i], good.dataset[int(rng.choice(mates))], rng)
+            x, there = (np.asarray(a[0]) for a in seen(e.canvas[None]))
+            share = e.class_map.reshape(len(x), 8, x.shape[1], 8).mean((1, 3))
+            bad, fine = there & (share >= .25), there & (share == 0)
+            for kind, label in (bad, 1), (fine, 0):
+                mine = x[kind]
+                mine = mine[np.sort(rng.permutation(len(mine))[:_PLACES_EACH//2])]
+                rows.append(mine)
+                labels.append(np.full(len(mine), label, np.float32))
+                parts.append(good.dataset.records[i].part_id)
+        good.progress('spoilt parts', k + 1, len(index), {})
+    good.counted.append(len(index))
+    return rows, labels, parts
+
+def _learn_places(model, x, y, steps, seed=0, batch=2048):
+    "Weights of a `GoodOrSpoilt` that tells places `x` [N, D] of label 1 from those of 0"
+    start = to_flat(model) | {'mean': jnp.asarray(x.mean(0)), 'gain': jnp.asarray(1/(x.std(0) + 1e-3))}
+    fixed = {k: start.pop(k) for k in ('mean', 'gain', 'limit')}
+    said = pure(model, lambda m, rows: m.logits(rows))
+    rule = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-3)
+    bad, fine = (jnp.asarray(np.flatnonzero(y == label)) for label in (1, 0))
+    x = jnp.asarray(x)
+    def loss(p, key):
+        a, b = jax.random.split(key)
+        half = (batch//2,)
+        rows = x[jnp.concatenate([jax.random.choice(a, bad, half), jax.random.choice(b, fine, half)])]
+        truth = jnp.repeat(jnp.array([1., 0.]), batch//2)
+        return optax.sigmoid_binary_cross_entropy(said(p | fixed, rows), truth).mean()
+    @jax.jit
+    def run(p):
+        def step(state, key):
+            p, memory = state
+            change, memory = rule.update(jax.grad(loss)(p, key), memory, p)
+            return (optax.apply_updates(p, change), memory), None
+        return jax.lax.scan(step, (p, rule.init(p)), jax.random.split(jax.random.key(seed), steps))[0][0]
+    return {k: np.asarray(v) for k, v in (run(start) | fixed).items()}
+
+@AnomalyFactory.register('synthetic')
+def synthetic_anomaly(
+    photographs:int, # Looked at, at most
+    versions:int, # Spoilt versions of each
+    steps:int, # Of the network
+    width:int, # Its channels
+    share:float, # Of the image score that comes from the distance, beside a detector
+    *,
+    good:GoodParts,
+) -> Learnt:
+    "A network that tells good places from spoilt ones; as `no_anomaly` with fewer than two photographs"
+    rows, labels, parts = spoilt_places(good, photographs, versions)
+    if len(set(parts)) < 2: return no_anomaly(good=good)
+    build = {'channels': [good.channels[level] for level in PLACES], 'width': width}
+    model = GoodOrSpoilt(**build, rngs=nnx.Rngs(0))
+    weights = _learn_places(model, np.concatenate(rows), np.concatenate(labels), steps)
+    apply = pure(model, lambda m, maps: m.distances(maps))
+    limit = usual_distance(good, photographs, lambda maps: apply(weights, maps))
+    return Learnt('good_or_spoilt', build, weights | {'limit': np.float32([limit])}, 0. if good.alone else share)
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #gp000004
 def train_anomaly(

@@ -56,7 +56,7 @@ def judged(data, ids, params, cascade):
     dataset = CVDataset(data, ids, params.image.buckets, cache=False)
     run, look = jax.jit(cascade.apply), jax.jit(lambda images: photographed(images.astype("float32")/255))
     weights, out, spent = jax.device_put(dict(cascade.weights)), {}, []
-    for k, batch in enumerate(dataset.batches(1)):
+    for batch in dataset.batches(1):
         start = time.perf_counter()
         found = jax.device_get(run(weights, batch["images"]))
         spent.append(time.perf_counter() - start)

@@ -2,6 +2,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -68,7 +69,7 @@ def cascade(tmp_path_factory):
     folder = tmp_path_factory.mktemp('models')
     bright = np.full((1, 64, 64, 3), 230, np.uint8)
     model = models_of_good_parts(folder, np.zeros((1, 96), np.float32))
-    known = np.asarray(places(model.features(bright/np.float32(255)))).reshape(-1, 96)
+    known = np.asarray(places(model.backbone(jnp.asarray(bright/np.float32(255))))).reshape(-1, 96)
     models_of_good_parts(folder, np.unique(known.round(5), axis=0).astype(np.float32)[:64])
     return folder, assemble(folder, Params(image={'buckets': [(64, 64)]}), ('pit',))
 

@@ -1,4 +1,4 @@
-"""Fits the anomaly model to the good training parts, on the detector's own features
+"""Fits a model of good parts: a Gaussian, a bank of places, or a network that has seen synthetic defects
 
 Docs: https://sads-jax.github.io/sads_jax/04_training/anomaly.html.md"""
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sads_jax.evaluation.first_defects import choose_kind, line_between
 from scipy.spatial.distance import cdist
 
 from sads_jax.core.errors import DataError
@@ -19,6 +18,7 @@ from sads_jax.data.plan import plan, warnings
 from sads_jax.data.recognise import Layout, fingerprint
 from sads_jax.domains.surface.assembly import absent_tasks, assemble
 from sads_jax.evaluation.evaluate import summary
+from sads_jax.evaluation.first_defects import choose_kind, line_between
 from sads_jax.evaluation.operating import choose_by_good_parts
 from sads_jax.models.absent import Absent, read_absent, save_absent
 from sads_jax.models.anomaly import places

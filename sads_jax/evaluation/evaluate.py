@@ -347,7 +347,8 @@ def unmeasured(
     "What these photographs cannot tell"
     d, seen, out = metrics['data'], metrics.get('localisation', {}), []
     if not d['defective']:
-        out.append(('escape, AUROC, AP, mAP, class accuracy, mask IoU, AUPRO', 'no defective part among these photographs'))
+        figures = 'escape, AUROC, AP, mAP, class accuracy, mask IoU, AUPRO'
+        out.append((figures, 'no defective part among these photographs'))
     elif not seen.get('photographs', 1):
         out.append(('pixel AP, AUPRO, mask IoU', 'no defect of these photographs has an outline'))
     if not d['good']: out.append(('overkill, AUROC', 'no good part among these photographs'))

@@ -44,6 +44,7 @@ def _compared(parts, draws):
             better=float((scores > first).mean()))
     return out
 
+# %% ../../nbs/07_evaluation/21_first_defects.ipynb #be77bbc0
 def line_between(
     good:np.ndarray, # Scores of good parts
     bad:np.ndarray, # Scores of defective parts
@@ -56,6 +57,7 @@ def line_between(
     caught = bad[bad > low]
     return (low + float(caught.min()))/2 if len(caught) else min(1., low + 5e-5)
 
+# %% ../../nbs/07_evaluation/21_first_defects.ipynb #be77bbc1
 def choose_kind(
     scores:Mapping[str, Sequence[float]], # Kind -> image scores [N]; the first is the kind in use
     defective:Sequence[bool], # [N]

@@ -36,7 +36,8 @@ from ..models.absent import read_absent
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
-from sads_jax.evaluation.operating import (CalibrationRow, choose_by_good_parts, choose_limit, choose_threshold, worst_severity,
+from sads_jax.evaluation.operating import (CalibrationRow, choose_by_good_parts,
+    choose_limit, choose_threshold, worst_severity,
     write_calibration)
 from ..evaluation.probability import fit_probability
 from ..evaluation.report import write_report
@@ -222,9 +223,9 @@ def export_bundle(
         for b in progress.track(buckets, 'export programs', len(buckets))}
     graphs = {b: export_onnx(cascade.apply, cascade.weights, b, inputs=floors)
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
-    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=cascade.labels or data['categories'],
-        threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None, rules_version=rules_version, params=params,
-        code=_code(), data=data, white=white)
+    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs,
+        labels=cascade.labels or data['categories'], threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None,
+        rules_version=rules_version, params=params, code=_code(), data=data, white=white)
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #93d2bd4e
 def judge_all(

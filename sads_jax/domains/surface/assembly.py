@@ -108,6 +108,7 @@ def _detects_strange(model, spec):
     found = lambda logits, seen, images: (*adapter(logits, images), seen)
     return bind(model[0], found, 'anomaly', inputs=lambda images: (images, photographed(images)), show=True)
 
+# %% ../../../nbs/06_domains/surface/35_assembly.ipynb #1bc199c0
 def labels_of(
     categories:Iterable[str], # Defect classes that people named
     absent:Mapping[str, Absent], # From `absent_tasks`
@@ -138,6 +139,7 @@ def _crops_outlined(models, spec, absent):
     level = _OUTLINE if 'detector' in absent else .5
     return lambda params, crops: jnp.clip(crops[..., 0]/(2*level), 0, 1), spec.crop//2, spec.context, spec.least
 
+# %% ../../../nbs/06_domains/surface/35_assembly.ipynb #1bc199c1
 def build_cascade(
     models:Mapping[str, tuple|None], # From `load_models`
     params:Params,

@@ -97,6 +97,6 @@ class SurfaceDomain:
 
     def name_boxes(self, models:Path, params:Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]|None:
         "The classifier on boxes that somebody drew; None where none was trained"
-        if read_absent(Path(models)/'classifier'): return None
         from sads_jax.domains.surface.assembly import box_classifier # jax, flax
-        return box_classifier(Path(models)/'classifier', params.image)
+        folder = Path(models)/'classifier'
+        return None if read_absent(folder) else box_classifier(folder, params.image)

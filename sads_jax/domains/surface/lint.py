@@ -66,7 +66,8 @@ def _of_zones(decision):
 def _of_label(rule, decision, classes):
     if rule.name in (*DOUBTS, *SAYINGS):
         yield 'error', 'name', 'the name is taken', f"Choose another than {', '.join((*DOUBTS, *SAYINGS))}"
-    if rule.label not in ('*', ANOMALY, *classes): yield 'error', 'label', f'no defect class {rule.label!r}', _known(classes)
+    if rule.label not in ('*', ANOMALY, *classes):
+        yield 'error', 'label', f'no defect class {rule.label!r}', _known(classes)
     elif rule.severity and rule.label != '*' and decision.severity_of(rule.label) != rule.severity:
         yield ('error', 'severity', f'contradictory: {rule.label} is {decision.severity_of(rule.label)}, '
             f'the rule is for {rule.severity} ones', 'Remove one of label and severity, or set decision.severity')

@@ -109,7 +109,7 @@ class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
     detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, map [1, H/4, W/4], features
     classify:Callable # (params, crops float32 [C, S, S, 3], boxes [C, 4] canvas px, (H, W)) -> probabilities [C, L]
-    segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1, or [C, T, T, 1] of the map) -> [C, M, M], probabilities
+    segment:Callable # (params, crops float32 [C, T, T, 3], or [C, T, T, 1] of the map) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
     classifier_crop:int # S [px]
     classifier_context:float # Side of the crop over the longer side of the box

@@ -11,10 +11,11 @@ __all__ = ['Share', 'Count', 'AtLeastOne', 'Bits', 'DataSpec', 'TrainerSpec', 'N
            'DatumaroSpec', 'ManifestSpec', 'RleCsvSpec', 'MvtecLocoSpec', 'VisaSpec', 'KolektorSpec', 'DagmSpec',
            'ElpvSpec', 'SplitSpec', 'TileSpec', 'ImageSpec', 'CnnSpec', 'FinetuneSpec', 'ContrastiveSpec',
            'DiscriminantSpec', 'DetectorSpec', 'ClassifierSpec', 'SegmenterSpec', 'NoAnomalySpec',
-           'GaussianAnomalySpec', 'PolygonZone', 'MaskZone', 'BorderZone', 'WholeZone', 'FixedThreshold', 'F1Threshold',
-           'EscapeThreshold', 'OverkillThreshold', 'GuaranteeThreshold', 'CostThreshold', 'HysteresisSpec', 'RuleSpec',
-           'DecisionSpec', 'ExportSpec', 'EvaluateSpec', 'field_rows', 'params_html', 'DomainSpec', 'Params',
-           'override', 'yaml_line', 'field_problems', 'parse_params', 'load_params', 'dump_params']
+           'GaussianAnomalySpec', 'PatchBankSpec', 'SyntheticAnomalySpec', 'PolygonZone', 'MaskZone', 'BorderZone',
+           'WholeZone', 'FixedThreshold', 'F1Threshold', 'EscapeThreshold', 'OverkillThreshold', 'GuaranteeThreshold',
+           'CostThreshold', 'HysteresisSpec', 'RuleSpec', 'DecisionSpec', 'ExportSpec', 'EvaluateSpec', 'field_rows',
+           'params_html', 'DomainSpec', 'Params', 'override', 'yaml_line', 'field_problems', 'parse_params',
+           'load_params', 'dump_params']
 
 # %% ../../nbs/00_core/30_params.ipynb #059ac108
 import copy
@@ -361,7 +362,30 @@ class GaussianAnomalySpec(Spec):
         description='of the image score’s log-odds that comes from the distance from good parts; 0: the detector alone '
             'scores the image')
 
-AnomalySpec = Annotated[Union[NoAnomalySpec, GaussianAnomalySpec], Field(discriminator='kind')]
+class PatchBankSpec(Spec):
+    "Places of good training parts are remembered; far from all of them is strange (PatchCore, Roth et al. 2022)"
+    kind: Literal['patch_bank'] = 'patch_bank'
+    photographs: AtLeastOne = Field(600,
+        description='good photographs learnt from, at most; spread evenly over those there are')
+    memory_mb: Annotated[float, Field(gt=0, le=64)] = Field(1.,
+        description='of remembered places, at most [MB]; more takes longer to compare with')
+    shrinkage: Share = Field(.1, description="of the features' correlations, before places are compared")
+    share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
+        description='of the image score’s log-odds that comes from the distance, where there is a detector beside it')
+
+class SyntheticAnomalySpec(Spec):
+    "A small network learns to tell places of good parts from defects painted and pasted onto them"
+    kind: Literal['synthetic'] = 'synthetic'
+    photographs: AtLeastOne = Field(300,
+        description='good photographs learnt from, at most; spread evenly over those there are')
+    versions: Annotated[int, Field(ge=1, le=16)] = Field(2, description='spoilt versions of each photograph')
+    steps: Annotated[int, Field(ge=1, le=20_000)] = Field(600, description='of the network, on kept features')
+    width: Annotated[int, Field(ge=1, le=512)] = Field(64, description='channels of the network')
+    share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
+        description='of the image score’s log-odds that comes from the distance, where there is a detector beside it')
+
+AnomalySpec = Annotated[Union[NoAnomalySpec, GaussianAnomalySpec, PatchBankSpec, SyntheticAnomalySpec],
+    Field(discriminator='kind')]
 
 # %% ../../nbs/00_core/30_params.ipynb #75388eb6
 class _Zone(Spec):

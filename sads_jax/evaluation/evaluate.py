@@ -6,7 +6,7 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'Inspector', 'true_boxes', 'true_map', 'found_boxes', 'Evaluation', 'EvaluationOrchestrator',
-           'curve_tables', 'threshold_of', 'operating_chart', 'write_evaluation', 'summary']
+           'curve_tables', 'threshold_of', 'operating_chart', 'write_evaluation', 'unmeasured', 'summary']
 
 # %% ../../nbs/07_evaluation/30_evaluate.ipynb #d7c96618
 import csv
@@ -341,6 +341,19 @@ def _rate_figures(rates):
             (f'overkill by {level}', rate_text(r['overkill'], f'good {thing}', 'were stopped') + failed)]
     return out
 
+def unmeasured(
+    metrics:Mapping[str, Any], # As metrics.json holds them
+) -> list[tuple[str, str]]: # Figures, and why there are none
+    "What these photographs cannot tell"
+    d, seen, out = metrics['data'], metrics.get('localisation', {}), []
+    if not d['defective']:
+        figures = 'escape, AUROC, AP, mAP, class accuracy, mask IoU, AUPRO'
+        out.append((figures, 'no defective part among these photographs'))
+    elif not seen.get('photographs', 1):
+        out.append(('pixel AP, AUPRO, mask IoU', 'no defect of these photographs has an outline'))
+    if not d['good']: out.append(('overkill, AUROC', 'no good part among these photographs'))
+    return out
+
 def summary(
     metrics:Mapping[str, Any], # As metrics.json holds them
 ) -> list[tuple[str, str]]: # name of the figure, its value in words
@@ -354,7 +367,8 @@ def summary(
         return '' if x.get('low') is None else f", 95 % {x['low']:.3f} to {x['high']:.3f}"
     unread = f", {d['unreadable']} unreadable" if d['unreadable'] else ''
     matched = f" ({get('images', 'size_matched_auroc')} on {told('images', 'size_matched_pairs')} pairs of equal size)"
-    return [('images', f"{d['images']} of {d['parts']} parts: {d['defective']} defective, {d['good']} good, "
+    missing = unmeasured(m)
+    rows = [('images', f"{d['images']} of {d['parts']} parts: {d['defective']} defective, {d['good']} good, "
             f"{d['unlabelled']} unlabelled{unread}"),
         *(_rate_figures(m['rates']) if 'rates' in m else ()),
         ('image AUROC', get('images', 'auroc') + between('auroc') + (matched if 'images' in m else '')),
@@ -371,3 +385,5 @@ def summary(
         ('mask IoU / Dice', both('masks', 'iou', 'dice')), ('pixel AP', get('pixels', 'ap') + between('pixel_ap')),
         ('AUPRO / AUPIMO', both('localisation', 'aupro', 'aupimo')), ('detection by size', told('pod', 'text')),
         ('slices that are worse', told('slices', 'text')), ('suspect labels', told('suspects', 'suspects'))]
+    kept = [(name, text) for name, text in rows if not (missing and text.startswith('not defined'))]
+    return kept + [(f'no {figures}', why) for figures, why in missing]

@@ -23,10 +23,13 @@ from .anomaly import Anomaly
 from .backbone import pure, to_flat
 from .classifier import Classifier
 from .detector import Detector
+from .good_or_spoilt import GoodOrSpoilt
+from .patch_bank import PatchBank
 from .segmenter import Segmenter
 
 # %% ../../nbs/03_models/60_store.ipynb #54bafbe7
-MODELS = {'detector': Detector, 'classifier': Classifier, 'segmenter': Segmenter, 'anomaly': Anomaly}
+MODELS = {'detector': Detector, 'classifier': Classifier, 'segmenter': Segmenter, 'anomaly': Anomaly,
+    'patch_bank': PatchBank, 'good_or_spoilt': GoodOrSpoilt}
 
 def save_model(
     folder:Path,

@@ -38,7 +38,7 @@ BUILT = [  # Factory, union of its specs, what the caller adds
     (ConnectorFactory, DataSpec, {'seed'}),
     (TrainerFactory, TrainerSpec, set()),
     (TrainerFactory, NameTrainerSpec, set()),
-    (AnomalyFactory, AnomalySpec, {'vectors'}),
+    (AnomalyFactory, AnomalySpec, {'good'}),
 ]
 KINDS = sorted({(factory.name, spec, tuple(deps)) for factory, union, deps in BUILT
                 for spec in typing.get_args(typing.get_args(union)[0])}, key=str)

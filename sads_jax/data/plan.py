@@ -84,6 +84,9 @@ def _part_choices(seen, layout, patterns):
 def _learning_choices(seen):
     out = []
     if not seen.good: out.append(Choice('anomaly.kind', 'none', 'there is no good part whose look could be learnt'))
+    if seen.good and not seen.classes:
+        out.append(Choice('decision.rules', [{'name': 'any anomaly', 'label': '*', 'verdict': 'REVIEW'}],
+            'nobody has seen a defect yet, so a person looks at what is unlike good parts'))
     if seen.most > 16:
         out.append(Choice('detector.max_detections', int(min(64, 2*seen.most)),
             f'a photograph has up to {seen.most} defects'))
@@ -102,7 +105,7 @@ def warnings(
     bad = sum(seen.classes.values())
     rare = [f'{c} ({n})' for c, n in sorted(seen.classes.items()) if n < 10]
     if not seen.good: out.append('no good part: overkill cannot be measured, and no threshold be trusted')
-    if not bad: out.append('no defective part: nothing can be learnt of defects, and training will refuse; add some')
+    if not bad: out.append('no defective part: a model of good parts is trained; escapes cannot be measured')
     elif bad < 30:
         out.append(
             f'{bad} defective photographs: rates will have wide intervals; a guarantee of 5 % escapes needs about 60 '
@@ -110,8 +113,8 @@ def warnings(
     if rare and bad: out.append(f'few examples, so their names will often be wrong: {", ".join(rare)}')
     if bad and not seen.marked:
         out.append(
-            'no label says where a defect is: the segmenter has nothing to learn, and training will refuse; outline or '
-            'box some defects')
+            'no label says where a defect is: no segmenter is trained, and defects are outlined by the detector’s map; '
+            'outline or box some to have one')
     if 'data.part_id_pattern' not in keys and layout.kind not in ('magnetic_tile',
         'synthetic') and seen.parts >= seen.looked_at*.95:
         out.append(

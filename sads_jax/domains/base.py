@@ -70,7 +70,9 @@ class Cascade(NamedTuple):
     "The networks of a domain as one function, to be jitted or exported"
     apply: Callable # (weights, images uint8 [B, H, W, 3]) -> Findings
     weights: Mapping[str, np.ndarray] # flat: name -> array
-    anomaly: bool # whether `Findings.anomaly`, a distance from good parts, is among its answers
+    anomaly: bool # whether `Findings.anomaly`, a distance from good parts, is to be judged beside the image score
+    labels: tuple[str, ...]|None = None # defect classes it names; None: those it was asked for
+    absent: Mapping[str, str] = {} # task that no network was trained for -> why
 
 class BundleFacts(Protocol):
     "What a domain reads of a bundle"

@@ -6,8 +6,8 @@ Docs: https://sads-jax.github.io/sads_jax/07_evaluation/operating.html.md"""
 
 # %% auto #0
 __all__ = ['clopper_pearson', 'rate', 'rate_text', 'operating_curve', 'PartScores', 'by_part', 'escapes_allowed',
-           'choose_threshold', 'choose_limit', 'escape_overkill', 'RatesMetric', 'CalibrationRow', 'write_calibration',
-           'read_calibration', 'worst_severity']
+           'choose_threshold', 'choose_limit', 'choose_by_good_parts', 'escape_overkill', 'RatesMetric',
+           'CalibrationRow', 'write_calibration', 'read_calibration', 'worst_severity']
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #36e1afda
 import csv
@@ -23,7 +23,7 @@ from scipy.stats import t as student
 
 from ..core.errors import DataError
 from ..core.files import write_whole
-from ..core.params import ThresholdSpec
+from ..core.params import DecisionSpec, ThresholdSpec
 from ..core.types import Verdict
 from .metrics import Judged, MetricFactory
 
@@ -252,6 +252,33 @@ def choose_limit(
             f'most {share:.1%} of new good parts should ({how}). So do {beyond["count"]} of {n} good calibration '
             'parts.')
     return limit, dict(limit=limit, how=how, parts=n, beyond=beyond, text=text)
+
+# %% ../../nbs/07_evaluation/20_operating.ipynb #cg000002
+_HALF_STEP = 5e-5 # image scores have four digits
+
+def choose_by_good_parts(
+    spec:DecisionSpec, # Its share of overkill, and how far below the threshold people look
+    scores:Sequence[float]|np.ndarray, # [N], image scores of good calibration images, 0..1
+    parts:Sequence[str|int], # [N], part of each
+) -> tuple[float, dict[str, Any]]: # The threshold, and how it was chosen, as `choose_threshold` tells it
+    "The lowest threshold that keeps what ranks can promise of overkill, and `promise` (parts, stopped, overkill)"
+    if not len(scores):
+        raise DataError('no good part to choose a threshold by', where='the calibration split',
+            remedy='Enlarge split.calibration, or set decision.threshold.kind to fixed')
+    share = spec.threshold.max_overkill if spec.threshold.kind == 'overkill' else spec.review_overkill
+    good = np.zeros(len(scores), bool)
+    part = by_part(scores, good, parts)
+    n, ranked = len(part.scores), np.sort(part.scores)[::-1]
+    k = max(1, int(share*(n + 1) + 1e-9))
+    threshold = min(1., round((float(ranked[k - 1]) + _HALF_STEP)/(1 - spec.review_margin), 6))
+    stopped = int((ranked >= spec.review_from(threshold)).sum())
+    promised = (stopped + 1)/(n + 1)
+    short = '' if promised <= share + 1e-9 else (f'; {share:.1%} was asked for, which takes '
+        f'{math.ceil(1/max(share, 1e-6) - 1e-9) - 1} parts')
+    how = (f'of good parts alone: a new one is stopped with a probability of at most {promised:.1%}, by rank among {n}'
+           f'{short}; escapes cannot be measured')
+    told = _explained('good parts', threshold, how, np.asarray(scores, float), good, part, [])
+    return threshold, told | {'promise': dict(parts=n, stopped=stopped, overkill=promised, asked=share)}
 
 # %% ../../nbs/07_evaluation/20_operating.ipynb #b6f8d368
 def escape_overkill(

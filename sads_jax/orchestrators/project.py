@@ -75,6 +75,13 @@ decision: {}
 _DEFAULTS = {'domain': {'kind': 'surface'}, 'split': {}, 'image': {}, 'detector': {}, 'classifier': {}, 'segmenter': {},
     'anomaly': {'kind': 'gaussian'}, 'export': {}, 'evaluate': {'golden': 8}}
 
+def _agreement(classes, chosen):
+    "The section of what was agreed upon; its example alone where the section stands above"
+    text = _AGREEMENT % (classes[0] if classes else 'scratch')
+    if not chosen: return text
+    return text.replace('As it is, any defect fails; an example, to put in the place of this line:',
+        'An example, for the section above:').replace('decision: {}\n', '')
+
 def params_text(
     choices:Sequence[Choice],
     classes:Sequence[str], # Defect classes, for the example
@@ -95,7 +102,7 @@ def params_text(
     rest = [f'{k}: {_inline(v)}' for k, v in _DEFAULTS.items() if k not in chosen]
     return '\n'.join(
         [*lines, '', '# at their defaults; DVC wants to see each section', *rest,
-            _AGREEMENT % (classes[0] if classes else 'scratch')]
+            _agreement(classes, 'decision' in chosen)]
     )
 
 def settings_text(

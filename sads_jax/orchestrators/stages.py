@@ -25,7 +25,7 @@ from ..core.files import mark, refuse_foreign, remove, sweep, whole_files, whole
 from ..core.params import DataSpec, Params, SplitSpec
 from ..core.progress import Progress
 from ..core.settings import Settings
-from ..core.types import BOX_FLOOR, IMAGE_FLOOR, InspectionReport
+from ..core.types import ANOMALY, BOX_FLOOR, IMAGE_FLOOR, InspectionReport
 from ..data import splits
 from ..data.connectors import ConnectorFactory
 from ..data.connectors import ingest as copy_data
@@ -36,11 +36,12 @@ from ..data.twins import near_duplicates, read_thumbnails
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
-from sads_jax.evaluation.operating import (CalibrationRow, choose_limit, choose_threshold, worst_severity,
-    write_calibration)
+from ..evaluation.operating import (CalibrationRow, choose_by_good_parts, choose_limit, choose_threshold,
+    worst_severity, write_calibration)
 from ..evaluation.probability import fit_probability
 from ..evaluation.report import write_report
 from ..inference.parity import Parity, compare_forms
+from ..models.absent import read_absent
 from .base import Places, code_revision, digest, is_reports, package_hashes
 from ..registry.bundle import (is_bundle, load_pipeline, params_hash, read_bundle, seal_bundle, set_threshold,
     verify_bundle, write_bundle, write_golden)
@@ -115,8 +116,10 @@ def start_of(
     task:str, # A key of `STARTS`
     models:Path,
 ) -> Path|None: # The model with whose backbone it begins
-    "`DataError` where that one is not trained"
-    if not (begins := STARTS[task]): return None
+    "`DataError` where that one is not trained; one with nothing to learn is passed over"
+    begins = STARTS[task]
+    while begins and read_absent(models/begins): begins = STARTS[begins]
+    if not begins: return None
     if not (models/begins/'model.safetensors').is_file():
         raise DataError(f'no trained {begins}, with whose backbone the {task} starts', where=models/begins,
             remedy=f'Run `sads stage train --task {begins}` first')
@@ -160,6 +163,9 @@ def train(
     if checkpoints.exists(): progress.say(f'train {task}: continuing from {checkpoints.relative_to(at.workdir)}')
     out = at.models/task
     train_task(task, data, ids, params, out, start_from=start, checkpoints=checkpoints.absolute(), progress=progress)
+    if absent := read_absent(out):
+        progress.say(f'train {task}: left out: {absent.why}')
+        return
     config = {k: v for k, v in params.model_dump(mode='json').items() if k in ('seed', 'image', task)}
     with track(f'train-{task}', config, fingerprint) as run: log_history(run, out/'history.csv')
     for old in checkpoints.parent.glob(f'{task}-*'):
@@ -173,7 +179,7 @@ def anomaly(
     train_anomaly:Callable, # As `training.anomaly.train_anomaly`
     progress:Progress,
 ) -> None:
-    "Learn from the good photographs of the training split"
+    "Learn from the good photographs of the training split; `DataError` where nothing could judge"
     from sads_jax.inference.adapters import photographed # jax
     data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
     n = train_anomaly(
@@ -182,6 +188,7 @@ def anomaly(
     why = ': there are no good photographs' if params.anomaly.kind != 'none' else ''
     progress.say(f'anomaly: learnt from {n} good photographs' if n
         else f'anomaly: nothing learnt{why}; reports will have no anomaly score')
+    if read_absent(at.models/'detector'): progress.say('anomaly: without a detector it judges alone')
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #e4016719
 _DECIDES = (
@@ -221,7 +228,7 @@ def export_bundle(
         for b in progress.track(buckets, 'export programs', len(buckets))}
     graphs = {b: export_onnx(cascade.apply, cascade.weights, b, inputs=floors)
         for b in progress.track(wanted, 'export ONNX graphs', len(wanted))}
-    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=data['categories'],
+    write_bundle(folder, weights=cascade.weights, programs=programs, graphs=graphs, labels=cascade.labels or data['categories'],
         threshold=0.5, anomaly_limit=1.0 if cascade.anomaly else None, rules_version=rules_version, params=params,
         code=_code(), data=data, white=white)
 
@@ -266,7 +273,10 @@ def choose_point(
     spec = read_bundle(bundle).params.decision
     scores, defective = [r.image_score for r in reports], [bool(r.defective) for r in records]
     severity = [worst_severity(r.classes, spec.severity_of) for r in records]
-    threshold, chosen = choose_threshold(spec.threshold, scores, defective, [r.part_id for r in records], severity)
+    parts = [r.part_id for r in records]
+    if any(defective) or spec.threshold.kind == 'fixed':
+        threshold, chosen = choose_threshold(spec.threshold, scores, defective, parts, severity)
+    else: threshold, chosen = choose_by_good_parts(spec, scores, parts)
     curve = None if spec.probability == 'none' else fit_probability(spec.probability, scores, defective)
     rows = [
         CalibrationRow(r.file_name, r.part_id, d, tuple(r.classes), s) for r, d, s in zip(records, defective, scores)
@@ -308,11 +318,12 @@ def calibrate(
     records = _labelled(data, ids['calibration'])
     if not records: raise _nothing_to_calibrate()
     domain.check(params.decision, data.categories)
-    for m in domain.lint(params.decision, data.categories):
+    for m in domain.lint(params.decision, data.categories or (ANOMALY,)):
         progress.say(f'calibrate: {m.level}: {m.where}: {m.text}. {m.remedy}')
     cascade = domain.build(at.models, params, data.categories)
     facts = {'kind': params.data.kind, 'fingerprint': splits.read_fingerprint(at.split/'split.json'),
         'splits': {k: len(v) for k, v in ids.items()}, 'categories': list(data.categories)}
+    if cascade.absent: facts['absent'] = dict(cascade.absent)
     with whole_folder(at.bundle, is_ours=is_bundle, marked=False) as new:  # appears when all of it is done
         export_bundle(new, cascade, params, facts, domain.rules_version(params.decision), progress, data.white)
         opened = lambda: load_pipeline(new, settings=settings, cache_dir=settings.cache_dir)

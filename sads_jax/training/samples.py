@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..core.errors import DataError
+from ..core.errors import NothingToLearn
 from ..core.params import TileSpec
 from ..data.dataset import CVDataset, Example
 from ..data.paste import paste_defects
@@ -66,7 +66,7 @@ def make_samples(
     seed:int,
     tile:TileSpec|None=None, # How large photographs are cut
 ) -> Samples:
-    "Samples of a split; `DataError` when it has no defect to learn from"
+    "Samples of a split; `NothingToLearn` when it has no defect to learn from"
     records = [data.by_id[i] for i in image_ids]
     weak = _weak_labels(task, data, records)
     chosen = [r.id for r in records if r.id in weak or not r.weak and r.defective is not None]
@@ -78,7 +78,7 @@ def make_samples(
         rows += [(n, box, label, e.placement.bucket) for box, label in _boxes_of(task, e, weak, rng)]
     if not any(label >= 0 for _, _, label, _ in rows):
         what = f'no image of this split has a defect with a mask or box, so the {task.name} has nothing to learn'
-        raise DataError(what, remedy='Label some defects, or change split')
+        raise NothingToLearn(what, remedy='Label some defects, or change split')
     item, box, label, bucket = (np.array(a, t) for a, t in zip(zip(*rows), (np.int32, np.float32, np.int32, np.int32)))
     return Samples(dataset, item, box, label, bucket, np.zeros(len(item), bool))
 

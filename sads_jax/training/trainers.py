@@ -23,11 +23,12 @@ from flax import nnx
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from ..core.errors import DataError
+from ..core.errors import DataError, NothingToLearn
 from ..core.factory import Factory
 from ..core.params import Params
 from ..data.dataset import CVDataset
 from ..data.records import InspectionData
+from ..models.absent import Absent, save_absent
 from ..models.backbone import Lite0, hidden_channels, pure, to_flat
 from ..models.classifier import fit_discriminant
 from ..models.detector import frozen_names
@@ -349,6 +350,11 @@ def _all_samples(task, params, data, split, seed):
         if params.detector.paste: train = with_pasted(train, params.detector.paste, seed)
     return task, train, val
 
+def _only_class(samples, categories):
+    "The one defect class that all samples are of; None where there are several"
+    known = {int(label) for label in samples.label} - {-1}
+    return categories[known.pop()] if len(known) == 1 else None
+
 def train_task(
     name:str, # 'detector', 'classifier' or 'segmenter'
     data:InspectionData,
@@ -360,9 +366,17 @@ def train_task(
     checkpoints:Path|None=None, # Folder for resuming; give each set of inputs its own
     progress:Callable=lambda what, done, total, row: None, # Told of batches and steps
 ) -> list[dict]: # History rows
-    "Train one model of the cascade and write it to `out`; `DataError` when there is nothing to learn from"
+    """Train one model of the cascade and write it to `out`. Where the labels cannot teach it, `out` says why, and the
+    history is empty"""
     trainer, seed = TrainerFactory(getattr(params, name).trainer), params.seed + zlib.crc32(name.encode()) % 1000
-    task, train, val = _all_samples(make_task(name, params, data.categories), params, data, split, seed)
+    task = make_task(name, params, data.categories)
+    try: task, train, val = _all_samples(task, params, data, split, seed)
+    except NothingToLearn as e:
+        save_absent(out, Absent(name, e.what))
+        return []
+    if name == 'classifier' and (only := _only_class(train, data.categories)):
+        save_absent(out, Absent(name, f'all defects of the training split are of one class, {only}', only))
+        return []
     tell = lambda done, total: progress(f'{name} thinning', done, total, {})
     build, backbone = first_backbone(trainer, train, start_from, tell)
     task = replace(task, build=task.build | build)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...core.params import DecisionSpec, Params
 from ...core.types import BOX_FLOOR, IMAGE_FLOOR, InspectionReport
+from ...models.absent import read_absent
 from ..base import BundleFacts, Cascade
 from . import gate, lint, rules
 from .pipeline import SADSPipeline
@@ -94,7 +95,8 @@ class SurfaceDomain:
         "A report without what may differ between two runs"
         return {k: v for k, v in report.model_dump(mode='json').items() if k not in FREE}
 
-    def name_boxes(self, models:Path, params:Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        "The classifier on boxes that somebody drew"
+    def name_boxes(self, models:Path, params:Params) -> Callable[[np.ndarray, np.ndarray], np.ndarray]|None:
+        "The classifier on boxes that somebody drew; None where none was trained"
+        if read_absent(Path(models)/'classifier'): return None
         from sads_jax.domains.surface.assembly import box_classifier # jax, flax
         return box_classifier(Path(models)/'classifier', params.image)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ...core.errors import ParamsError
 from ...core.params import DecisionSpec
+from ...core.types import ANOMALY
 from .rules import DOUBTS, LIMITS, SAYINGS
 from .zones import share_covered, zone_inside
 
@@ -44,7 +45,7 @@ def _covers(a, b, decision):
 # %% ../../../nbs/06_domains/surface/12_lint.ipynb #3720f8e4
 def _of_severities(decision, classes):
     for c in decision.severity:
-        if c not in classes: yield 'error', ('severity', c), f'no defect class {c!r}', _known(classes)
+        if c not in (*classes, ANOMALY): yield 'error', ('severity', c), f'no defect class {c!r}', _known(classes)
 
 def _known(classes): return f"Classes are {', '.join(classes)}, or '*' for all"
 
@@ -65,7 +66,7 @@ def _of_zones(decision):
 def _of_label(rule, decision, classes):
     if rule.name in (*DOUBTS, *SAYINGS):
         yield 'error', 'name', 'the name is taken', f"Choose another than {', '.join((*DOUBTS, *SAYINGS))}"
-    if rule.label not in ('*', *classes): yield 'error', 'label', f'no defect class {rule.label!r}', _known(classes)
+    if rule.label not in ('*', ANOMALY, *classes): yield 'error', 'label', f'no defect class {rule.label!r}', _known(classes)
     elif rule.severity and rule.label != '*' and decision.severity_of(rule.label) != rule.severity:
         yield ('error', 'severity', f'contradictory: {rule.label} is {decision.severity_of(rule.label)}, '
             f'the rule is for {rule.severity} ones', 'Remove one of label and severity, or set decision.severity')

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...core.canvas import MAP
 from ...core.types import BOX_FLOOR, IMAGE_FLOOR, Detections, Findings
 from ...inference.adapters import logit
 from ...ops.boxes import square_context
@@ -108,7 +109,7 @@ class SADSInferenceOrchestrator:
     "The injected networks as one pure function of (params, images), to be jitted or exported"
     detect:Callable # (params, float32 [1, H, W, 3] in 0..1) -> Detections with B = 1, map [1, H/4, W/4], features
     classify:Callable # (params, crops float32 [C, S, S, 3], boxes [C, 4] canvas px, (H, W)) -> probabilities [C, L]
-    segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1) -> [C, M, M], probabilities
+    segment:Callable # (params, crops float32 [C, T, T, 3] in 0..1, or [C, T, T, 1] of the map) -> [C, M, M], probabilities
     categories:tuple[str, ...] # The L defect classes
     classifier_crop:int # S [px]
     classifier_context:float # Side of the crop over the longer side of the box
@@ -123,6 +124,7 @@ class SADSInferenceOrchestrator:
     features:Callable|None = None # (params, crops [C, S, S, 3]) -> what `classify` and `segment` get in their place
     anomaly:Callable|None = None # (params, float32 [1, H, W, 3], features of `detect`) -> distance from good parts [1]
     anomaly_share:float = 0. # Of the image score that comes from `anomaly`, see `opinion`
+    from_map:bool = False # Does `segment` get crops of the defect map in place of the photograph?
 
     def __call__(
         self,
@@ -139,7 +141,7 @@ class SADSInferenceOrchestrator:
         )
         floors = params.get(IMAGE_FLOOR, 0.), params.get(BOX_FLOOR, 0.)
         wanted = found.valid & (found.scores >= floors[1]) & (scores >= floors[0])[:, None]
-        labels, masks = self._crops(params, images, flat, wanted.reshape(-1), k)
+        labels, masks = self._crops(params, images, dense, flat, wanted.reshape(-1), k)
         finite &= (all_finite(labels, (1,)) & all_finite(masks, (1, 2))).reshape(n_images, k).all(1)
         labels, masks = (jnp.where(jnp.isfinite(a), a, 0) for a in (labels, masks))
         fitted = jnp.where(found.valid.reshape(-1, 1), fit_boxes(flat, squares, masks) if self.fit else flat, 0)
@@ -175,7 +177,7 @@ class SADSInferenceOrchestrator:
             n, load, one, store, jax.tree.map(lambda s: jnp.zeros((images.shape[0], *s.shape), s.dtype), shapes)
         )
 
-    def _crops(self, params, images, boxes, valid, k):
+    def _crops(self, params, images, dense, boxes, valid, k):
         "Class probabilities [B*K, L] and masks [B*K, M, M] of the valid rows, `chunk` at a time"
         rows, c = valid.shape[0], self.chunk
         count = valid.sum(dtype=jnp.int32)
@@ -186,23 +188,29 @@ class SADSInferenceOrchestrator:
 
         sizes = ((self.classifier_crop, self.classifier_context, self.classifier_least),
             (self.segmenter_crop, self.segmenter_context, self.segmenter_least))
-        if self.features: sizes = sizes[:1]
+        if self.features or self.from_map: sizes = sizes[:1]
+        outlined_of = lambda at: square_context(boxes[at], self.segmenter_context, self.segmenter_least)/MAP
+        map_crops = lambda at: crop_and_resize(dense[..., None], outlined_of(at), at//k, self.segmenter_crop)
 
         def load(i):
             at = jnp.minimum(these(i), rows - 1)
             squares = lambda context, least: square_context(boxes[at], context, least)
-            return tuple(crop_and_resize(images, squares(*around), at//k, size) for size, *around in sizes), boxes[at]
+            crops = tuple(crop_and_resize(images, squares(*around), at//k, size) for size, *around in sizes)
+            return crops, map_crops(at) if self.from_map else None, boxes[at]
 
         def work(item):
             crops = [_floats(c) for c in item[0]]
-            named, outlined = [self.features(params, crops[0])]*2 if self.features else crops
-            return self.classify(params, named, item[1], images.shape[1:3]), self.segment(params, outlined)
+            if self.from_map: named, outlined = crops[0], item[1]
+            else: named, outlined = [self.features(params, crops[0])]*2 if self.features else crops
+            return self.classify(params, named, item[2], images.shape[1:3]), self.segment(params, outlined)
 
         store = lambda results, i, out: jax.tree.map(
             lambda r, o: r.at[these(i)].set(o.astype(r.dtype), mode='drop'), results, out
         )
         crops = tuple(jax.ShapeDtypeStruct((c, size, size, 3), jnp.float32) for size, *_ in sizes)
-        shapes = jax.eval_shape(work, (crops, jax.ShapeDtypeStruct((c, 4), jnp.float32)))
+        of_map = jax.ShapeDtypeStruct((c, self.segmenter_crop, self.segmenter_crop, 1), jnp.float32)
+        item = crops, of_map if self.from_map else None, jax.ShapeDtypeStruct((c, 4), jnp.float32)
+        shapes = jax.eval_shape(work, item)
         results = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), jnp.float32), shapes)
         return _rounds((count + c - 1)//c, load, work, store, results)
 

@@ -1,8 +1,12 @@
 "Pass/fail labels only, and photographs that all look alike: splits that do not collapse, a run without masks"
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from sads_jax.core.params import SplitSpec
@@ -75,3 +79,36 @@ def test_weakest_pairs_are_cut_first_and_listed():
     split = S.split_parts(data, SplitSpec(), 0, kept)
     audit = S.audit_leaks(split, data, kept, cut=cut)
     assert audit['cut_twins'] == len(cut) and not audit['leaking_twins']
+
+# ---------------------------------------------------------------- a run without a mask
+
+RUN = ['image.buckets=[[64, 64]]', 'split.near_duplicate=1', 'anomaly.kind=none', 'detector.width=16',
+    'detector.trainer.steps=60', 'detector.trainer.views=2', 'detector.trainer.unfreeze_steps=0',
+    'detector.trainer.learning_rate=0.004', 'detector.trainer.warmup=5', 'detector.trainer.ema=0.9',
+    'evaluate.gallery=4', 'evaluate.golden=2']
+
+def good_and_defective(root, n=40):
+    "A folder of good and one of defective photographs: noise, and in the defective ones a bright line"
+    rng = np.random.default_rng(0)
+    for kind in ('good', 'defective'):
+        (root/kind).mkdir(parents=True)
+        for i in range(n):
+            image = rng.normal(rng.uniform(90, 150), 8, (64, 64))
+            y, x = rng.integers(12, 52), rng.integers(8, 36)
+            if kind == 'defective': image[y:y + 2, x:x + 20] += 70
+            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root/kind/f'{kind}{i:02d}.png')
+
+@pytest.mark.slow
+def test_a_folder_of_good_and_one_of_defective_is_a_whole_run(tmp_path):
+    good_and_defective(tmp_path/'photos')
+    given = [*RUN, 'data.kind=folder', f'data.root={tmp_path/"photos"}', 'data.good=[good]']
+    command = [sys.executable, '-m', 'sads_jax.cli.main', 'run', '--workdir', str(tmp_path/'run')]
+    done = subprocess.run([*command, *(x for a in given for x in ('-S', a))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'no image of this split' in json.loads((tmp_path/'run/models/segmenter/absent.json').read_text())['why']
+    found = json.loads((tmp_path/'run/reports/metrics.json').read_text())
+    assert found['images']['auroc'] >= .9
+    assert found['pixels']['ap'] is None and found['detection']['map50'] is None # nobody drew where
+    reports = [json.loads(line) for line in (tmp_path/'run/reports/predictions.jsonl').read_text().splitlines()]
+    boxed = [r['report']['defects'] for r in reports if r['defective'] and r['report']['defects']]
+    assert boxed and all(d[0]['box'][2] > d[0]['box'][0] for d in boxed)

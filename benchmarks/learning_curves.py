@@ -25,6 +25,7 @@ from sads_jax.core.params import load_params, parse_params
 from sads_jax.data import splits
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.records import read_coco
+from sads_jax.data.twins import near_duplicates, read_thumbnails
 from sads_jax.inference.predictor import use_compilation_cache
 
 HERE = Path(__file__).parent
@@ -101,7 +102,7 @@ def measure(args, params, work, told=print):
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data = read_coco(work / "data")
-    twins = splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
+    twins = near_duplicates(data, params.split.near_duplicate, thumbnails=read_thumbnails(data))
     split_of = {seed: splits.split_parts(data, params.split, seed, twins) for seed in args.seeds}
     for share in args.shares:
         for seed, kind in ((s, k) for s in args.seeds for k in (*args.kinds, *(HALVES if share == TOLD else ()))):

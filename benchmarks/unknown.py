@@ -32,6 +32,7 @@ from sads_jax.data import splits
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.dataset import CVDataset
 from sads_jax.data.records import read_coco
+from sads_jax.data.twins import near_duplicates, read_thumbnails
 from sads_jax.domains.surface.orchestrator import opinion, sure
 from sads_jax.evaluation.metrics import roc_points
 from sads_jax.evaluation.operating import choose_limit, choose_threshold, rate
@@ -54,7 +55,7 @@ def prepared(params, work):
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data = read_coco(work / "data")
-    return data, splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
+    return data, near_duplicates(data, params.split.near_duplicate, thumbnails=read_thumbnails(data))
 
 
 def head_weights(bank, samples, keep, model, task, spec, seed):

@@ -23,6 +23,7 @@ from sads_jax.data import splits
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.dataset import CVDataset
 from sads_jax.data.records import read_coco
+from sads_jax.data.twins import near_duplicates, read_thumbnails
 from sads_jax.inference.predictor import use_compilation_cache
 from sads_jax.models.store import load_model
 from sads_jax.training.trainers import train_task
@@ -73,7 +74,7 @@ def main():
     if not (work / "data/annotations.json").exists():
         ingest(ConnectorFactory(params.data, seed=params.seed), work / "data")
     data, rows = read_coco(work / "data"), []
-    twins = splits.near_duplicates(data, params.split.near_duplicate, thumbnails=splits.read_thumbnails(data))
+    twins = near_duplicates(data, params.split.near_duplicate, thumbnails=read_thumbnails(data))
     for seed in args.seeds:
         split = splits.split_parts(data, params.split, seed, twins)
         test = [i for i in split["test"] if data.by_id[i].defective is not None]

@@ -43,6 +43,7 @@ Modules:
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
 - `sads_jax.data.tables`: Manifests in CSV or Parquet, run lengths in CSV, solar cells
 - `sads_jax.data.tools`: LabelMe, CVAT and Label Studio: what each writes, read shape by shape
+- `sads_jax.data.twins`: The same part photographed twice under two names: found by what the set does not predict
 - `sads_jax.data.writers`: A data set out again, in the format that another tool reads
 - `sads_jax.data.yolo`: Text files of shares beside photographs: boxes, polygons and turned boxes
 - `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled

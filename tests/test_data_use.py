@@ -17,6 +17,7 @@ from sads_jax.data import splits as S
 from sads_jax.data.dataset import CVDataset, load_examples
 from sads_jax.data.records import ImageRecord, InspectionData, annotate_mask
 from sads_jax.data.synthetic import render_all
+from sads_jax.data.twins import Thumbnails, near_duplicates, read_thumbnails
 
 SPEC = SplitSpec()
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -104,7 +105,7 @@ def test_planted_twin_is_found_and_refused(photos, tmp_path):
     Image.fromarray((x*.8 + 6).astype(np.uint8)).save(tmp_path/'twin.jpg', quality=80)
     twin = replace(photos.images[0], id=99, file_name=str(tmp_path/'twin.jpg'), part_id='other')
     data = replace(photos, images=(*photos.images, twin))
-    twins = S.near_duplicates(data, .8)
+    twins = near_duplicates(data, .8)
     found = next(t for t in twins if t[:2] == (1, 99))
     assert found[2] > .85
     split = {'train': (1, 2), 'test': (99,)}
@@ -117,12 +118,12 @@ def test_planted_twin_is_found_and_refused(photos, tmp_path):
     assert any({1, 2, 99} <= set(ids) for ids in grouped.values())
 
 def test_similarity_is_symmetric_and_blocks_do_not_matter(photos):
-    thumbnails = S.read_thumbnails(photos)
-    whole = S.near_duplicates(photos, .3, thumbnails=thumbnails)
-    assert whole and {t[:2] for t in whole} == {t[:2] for t in S.near_duplicates(photos, .3, thumbnails=thumbnails,
+    thumbnails = read_thumbnails(photos)
+    whole = near_duplicates(photos, .3, thumbnails=thumbnails)
+    assert whole and {t[:2] for t in whole} == {t[:2] for t in near_duplicates(photos, .3, thumbnails=thumbnails,
         block=7)}
     backwards = replace(photos, images=photos.images[::-1])
-    again = S.near_duplicates(backwards, .3, thumbnails=S.Thumbnails(*(v[::-1] for v in thumbnails)))
+    again = near_duplicates(backwards, .3, thumbnails=Thumbnails(*(v[::-1] for v in thumbnails)))
     assert [t[:2] for t in again] == [t[:2] for t in whole] or {t[:2]: t[2]
         for t in again} == pytest.approx({t[:2]: t[2] for t in whole}, abs=2e-4)
 
@@ -131,10 +132,10 @@ def test_blank_photographs_are_not_twins(photos, tmp_path):
     for i in range(6):
         Image.fromarray(np.full((64, 64, 3), 40*i, np.uint8)).save(tmp_path/f'{i}.png')
         ims.append(ImageRecord(i, f'{i}.png', 64, 64, str(i)))
-    assert S.near_duplicates(InspectionData(tmp_path, (), tuple(ims)), .5) == []
+    assert near_duplicates(InspectionData(tmp_path, (), tuple(ims)), .5) == []
 
 def test_shortcut_is_found(photos):
-    thumbnails = S.read_thumbnails(photos)
+    thumbnails = read_thumbnails(photos)
     honest = S.shortcut_audit(photos, thumbnails=thumbnails)
     assert set(honest) == {'width', 'height', 'aspect', 'mean', 'std', 'format', 'exposure', 'size', 'all'}
     renamed = replace(photos, images=tuple(replace(r, exposure='b' if r.defective else 'a') for r in photos.images))
@@ -332,7 +333,7 @@ def test_exposures_of_a_tile_are_found_without_part_ids():
         with Image.open(SHARED/f"{r['file']}.jpg") as im: w, h = im.size
         ims.append(ImageRecord(i, f"{r['file']}.jpg", w, h, str(i), None, r['exposure'], r['class'] != 'Free'))
     data = InspectionData(SHARED, (), tuple(ims))
-    twins = S.near_duplicates(data, .75)
+    twins = near_duplicates(data, .75)
     home = {i: k for k, ids in enumerate(S._groups(data, twins)) for i in ids}
     near = [(i, i+1) for i in range(len(rows)-1) if rows[i]['tile_group'] == rows[i+1]['tile_group']
         and int(rows[i+1]['frame'])-int(rows[i]['frame']) <= 25]

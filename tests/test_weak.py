@@ -111,15 +111,16 @@ def test_an_unknown_photograph_has_a_loss_of_its_own_only():
     target, boxes = (jnp.zeros((3, 16, 16)).at[0, 2:6, 2:6].set(1.0),
         jnp.zeros((3, 2, 4)).at[0, 0].set(jnp.array([8.0, 8, 24, 24])))
     unknown = target.at[2].set(-1.)
-    # two known photographs count as they would beside one that is surely, and rightly, found good
+    # two known photographs count as they would beside one that is surely, and rightly, found good; and the good one of
+    # them is asked for its best place too
     sure = logits.at[2].set(-30.)
-    best = np.logaddexp(0, -np.asarray(logits[2]).max())
+    best = np.logaddexp(0, -np.asarray(logits[2]).max()) + np.logaddexp(0, np.asarray(logits[1]).max())
     assert float(with_weak(map_loss)(logits, unknown)) == pytest.approx(float(map_loss(sure, target)) + best, rel=1e-5)
     quiet = cells.at[2, ..., 4].set(-30.)
     assert float(with_weak(detection_loss)((logits, cells), (unknown, boxes))) == pytest.approx(
         float(detection_loss((sure, quiet), (target, boxes))) + best, rel=1e-5
     )
-    assert float(somewhere(logits, target < 0)) == 0
+    assert float(somewhere(logits, target)) == 0
 
 def test_a_detector_that_never_saw_a_mask_finds_defective_photographs(folders, tmp_path):
     data, split, held, masks = folders

@@ -50,7 +50,7 @@ class SyntheticSpec(Spec):
     exposures: AtLeastOne = Field(3, description='photographs of each part, under other light and position')
     defective: Share = Field(.5, description='share of the parts with at least one defect')
     size: AtLeastOne = Field(192, description='mean side of a photograph [px]; sides vary around it')
-    surfaces: tuple[Literal['brushed_metal', 'cast', 'fabric', 'tile', 'wood'], ...] = Field(
+    surfaces: tuple[Literal['brushed_metal', 'cast', 'fabric', 'tile', 'wood', 'casting'], ...] = Field(
         ('brushed_metal', 'cast', 'fabric', 'tile', 'wood'),
         description='kinds of surface that parts may have')
     defects: tuple[Literal['scratch', 'crack', 'pit', 'stain', 'dent', 'edge_break'], ...] = Field(
@@ -209,8 +209,8 @@ class SplitSpec(Spec):
     calibration: Share = Field(.15, description='share by which the threshold is chosen')
     test: Share = Field(.2, description='share on which the report judges the model')
     near_duplicate: Share = Field(.8,
-        description='similarity above which two photographs count as the same part. A false join only enlarges a '
-            'group; a missed twin leaks')
+        description='similarity above which two photographs count as the same part; where all photographs of a set '
+            'look alike, more is asked of a pair. A false join only enlarges a group; a missed twin leaks')
     on_leak: Literal['fail', 'group', 'warn'] = Field('group',
         description='near twins in two parts: stop, join their parts before splitting, or only report')
     refit: bool = Field(False,

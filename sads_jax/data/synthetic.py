@@ -115,7 +115,22 @@ def _wood(rng, shape):
     colour[..., 2] -= .03*ring
     return _Plane(colour, (.12*fibre - .2*pores).astype(_f32), rng.uniform(.03, .15))
 
-_SURFACES = dict(brushed_metal=_brushed_metal, cast=_cast, fabric=_fabric, tile=_tile, wood=_wood)
+
+# %% ../../nbs/02_data/40_synthetic.ipynb #casting2
+def _casting(rng, shape):
+    y, x = (np.linspace(-1, 1, n, dtype=_f32) for n in shape)
+    y, x = y[:, None], x[None]
+    r, angle = 1.35*np.hypot(y, x), np.arctan2(y, x)
+    rim, hub, bore = np.exp(-((r - .85)/.07)**2), _smooth(.3 - r, -.03, .03), _smooth(.13 - r, -.02, .02)
+    vanes = _smooth(np.cos(7*angle + 5*r), .75, .95)*_smooth(r, .3, .36)*_smooth(.8 - r, 0, .05)
+    beside = _smooth(r, .95, .99)
+    fine, bumps = _grain(rng, shape, .7), _octaves(rng, shape, 10, 3)
+    a = (.45 + .12*hub + .1*rim + .08*vanes - .25*bore)*(1 - beside) + .12*beside
+    a = (a*(1 + .03*fine + .03*bumps))[..., None]*np.array([1, .99, .98], _f32)
+    return _Plane(a.astype(_f32), (6*rim + 4*hub - 5*bore + 3*vanes + .1*bumps + .05*fine).astype(_f32), .1)
+
+_SURFACES = dict(brushed_metal=_brushed_metal, cast=_cast, fabric=_fabric, tile=_tile, wood=_wood, casting=_casting)
+_WHOLE = frozenset({'casting'}) # seen whole: the photograph shows no cut edge of it
 
 # %% ../../nbs/02_data/40_synthetic.ipynb #c4e35352
 def _to_polyline(yx, points):
@@ -308,6 +323,7 @@ def _make(spec, part, i, seed):
         plane.height.T.copy())
     albedo *= (1 + _rng(seed, 3, int(part.lot[4:])).normal(0, .02, 3)).astype(_f32)
     sd, along = _edges(rng, shape, scale, dict(cast=.6, fabric=.5, wood=.4).get(part.surface, .15))
+    if part.surface in _WHOLE: sd = np.full(shape, max(shape), _f32)
     fixture = np.clip(.13 + .05*rng.normal() + .012*_grain(rng, shape, .6) + .02*_blobs(rng, shape, 30), .03, .3)[...,
         None]*np.array([1, 1, 1.04], _f32)
     yx = tuple(np.mgrid[:shape[0], :shape[1]].astype(_f32))

@@ -32,16 +32,16 @@ from ..data.connectors import ingest as copy_data
 from ..data.connectors import loss_lines
 from ..data.images import read_image
 from ..data.records import ImageRecord, InspectionData, read_coco, trusted
-from ..models.absent import read_absent
+from ..data.twins import near_duplicates, read_thumbnails
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation
 from ..evaluation.explorer import write_explorer
-from sads_jax.evaluation.operating import (CalibrationRow, choose_by_good_parts,
-    choose_limit, choose_threshold, worst_severity,
-    write_calibration)
+from ..evaluation.operating import (CalibrationRow, choose_by_good_parts, choose_limit, choose_threshold,
+    worst_severity, write_calibration)
 from ..evaluation.probability import fit_probability
 from ..evaluation.report import write_report
 from ..inference.parity import Parity, compare_forms
+from ..models.absent import read_absent
 from .base import Places, code_revision, digest, is_reports, package_hashes
 from ..registry.bundle import (is_bundle, load_pipeline, params_hash, read_bundle, seal_bundle, set_threshold,
     verify_bundle, write_bundle, write_golden)
@@ -99,18 +99,23 @@ def split(
     data = trusted(offered)
     _told_of_automatic(offered, spec, progress)
     counted = lambda items: progress.track(items, 'look at photographs', len(items))
-    thumbnails = splits.read_thumbnails(data, progress=counted)
-    twins = splits.near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails)
+    thumbnails = read_thumbnails(data, progress=counted)
+    twins, cut = near_duplicates(data, spec.near_duplicate, thumbnails=thumbnails), []
+    if spec.on_leak == 'group': twins, cut = splits.hold_together(data, twins)
     dealt = splits.split_parts(data, spec, seed, twins)
     if not any(data.by_id[i].defective is not None for i in dealt['calibration']): raise _nothing_to_calibrate()
-    audit = splits.audit_leaks(dealt, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail')
+    audit = splits.audit_leaks(dealt, data, twins, on_twin='warn' if spec.on_leak == 'warn' else 'fail',
+        cut=cut)
+    audit['shares'] = splits.share_notes(dealt, data, spec, twins if spec.on_leak == 'group' else ())
     audit['shortcuts'] = splits.shortcut_audit(data, thumbnails=thumbnails)
     learnt = trusted(offered, dealt['train'], spec.learn_automatic)
     with whole_folder(out) as new:
         splits.write_split(new/'split.json', dealt, splits.fingerprint(learnt, dealt))
         _write_json(new/'audit.json', audit)
     progress.say('split: ' + ', '.join(f'{k} {len(v)}' for k, v in dealt.items())
-        + f" photographs; {audit['twins_across_parts']} pairs of twins across parts")
+        + f" photographs; {audit['twins_across_parts']} pairs of twins across parts"
+        + (f', {len(cut)} more cut, as they would join too many parts' if cut else ''))
+    for note in audit['shares']: progress.say(f'split: mind: {note}')
     return dealt
 
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #f18296b7
@@ -408,6 +413,10 @@ def evaluate(
     if audit.get('leaking_twins'):
         notes.append(f"{len(audit['leaking_twins'])} pairs of photographs in different splits look like the same part "
             "(split.on_leak is 'warn')")
+    notes += audit.get('shares', [])
+    if audit.get('cut_leaking'):
+        notes.append(f"{audit['cut_twins']} pairs of photographs are alike but were not kept together, as they would "
+            'have chained too many parts into one group; some lie in different splits')
     fingerprint = splits.read_fingerprint(at.split/'split.json')
     context = {'fingerprint': fingerprint, 'shortcuts': audit.get('shortcuts'), 'notes': notes,
         'split': f'test split of {params.data.kind}, seed {params.seed + params.split.seed_offset}'}
@@ -453,7 +462,7 @@ def evaluate_bundle(
         notes.append(f"The model does not know the classes {', '.join(unknown)}: such photographs count as defective, "
             'and no name can be right for them.')
     context = {'fingerprint': splits.fingerprint(data),
-        'shortcuts': splits.shortcut_audit(data, thumbnails=splits.read_thumbnails(data)), 'notes': notes,
+        'shortcuts': splits.shortcut_audit(data, thumbnails=read_thumbnails(data)), 'notes': notes,
         'split': f'all photographs of {spec.kind}', 'title': 'Inspection report on other data'}
     try:
         return judge_bundle(bundle, data, None, out, params=params, settings=settings, what='judge', context=context,

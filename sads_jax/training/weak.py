@@ -34,13 +34,16 @@ _SHARE = 256 # of so many cells of the map, one must be found
 
 def somewhere(
     logits:Float[ArrayLike, "b h w"],
-    unknown:Bool[ArrayLike, "b h w"],
+    share:Float[ArrayLike, "b h w"], # Of defect in each cell, 0..1; negative where nobody said
 ) -> Float[Array, ""]: # 0 where nothing is unknown
-    "Cross-entropy of 'defective' for the mean of the best logits of each photograph with unknown places"
+    "Cross-entropy of the mean of the best logits: of photographs with unknown places, and of good ones beside them"
     b, h, w = logits.shape
-    best, _ = jax.lax.top_k(jnp.where(unknown, logits, -30.).reshape(b, h*w), max(1, h*w//_SHARE))
-    weak = unknown.any((1, 2))
-    return jnp.where(weak, jax.nn.softplus(-best.mean(1)), 0.).sum()/jnp.maximum(weak.sum(), 1)
+    unknown = share < 0
+    weak, good = unknown.any((1, 2)), (share == 0).all((1, 2))
+    asked = jnp.where(weak[:, None, None] & ~unknown, -30., logits)
+    best = jax.lax.top_k(asked.reshape(b, h*w), max(1, h*w//_SHARE))[0].mean(1)
+    mean = lambda values, which: jnp.where(which, values, 0.).sum()/jnp.maximum(which.sum(), 1)
+    return jnp.where(weak.any(), mean(jax.nn.softplus(-best), weak) + mean(jax.nn.softplus(best), good), 0.)
 
 def with_weak(
     loss:Callable, # (said, target) -> scalar, of a map [B, h, w], or of a tuple with cells [B, m, n, 5] and boxes
@@ -50,8 +53,9 @@ def with_weak(
         logits, share = (said[0], target[0]) if isinstance(said, tuple) else (said, target)
         unknown = share < 0
         # A logit of -30 for background costs nothing and teaches nothing.
+        whole = somewhere(logits, share)
         silent, share = jnp.where(unknown, -30., logits), jnp.maximum(share, 0.)
-        if not isinstance(said, tuple): return loss(silent, share) + somewhere(logits, unknown)
+        if not isinstance(said, tuple): return loss(silent, share) + whole
         cells = said[1].at[..., 4].set(jnp.where(unknown.any((1, 2))[:, None, None], -30., said[1][..., 4]))
-        return loss((silent, cells), (share, target[1])) + somewhere(logits, unknown)
+        return loss((silent, cells), (share, target[1])) + whole
     return both

@@ -103,6 +103,7 @@ class _LabelledSpec(Spec):
     root: Path = Field(description='folder of the photographs and their labels')
     part_id_pattern: str|None = Field(None,
         description='regex with one group, matched on the file name; without it each image is its own part')
+    bits: Bits = Field(None, description=_BITS)
 
 class _ToolSpec(_LabelledSpec):
     good: tuple[str, ...] = Field(('good', 'ok', 'free', 'normal'),

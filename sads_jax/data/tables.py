@@ -73,7 +73,7 @@ def manifest_connector(root:Path, table:Path=Path('manifest.csv'), path:str='pat
             (label, mask, part), {g.lower() for g in good}, tally))
     drawn = {photos.find(m, str(file)) for m in masks}
     photos.files = [p for p in photos.files if p not in drawn]
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, [file, *(drawn - {None})]).unlisted(photos)
 
 def _manifest_entry(photo, name, said, photos, columns, good, tally):
     label, mask, part = columns
@@ -143,7 +143,7 @@ def rle_csv_connector(root:Path, table:Path=Path('train.csv'), images:Path=Path(
             for frame in [Frame(h, w, at, tally)]])
         entries.append(Entry(p if found else None, photos.name(p) if found else p, str(p) if found else str(file),
             tuple(sorted({c for c, _, _ in here or ()})), read))
-    return LabelledConnector(root, entries, tally, part_id_pattern, ())
+    return LabelledConnector(root, entries, tally, part_id_pattern, (), [file])
 
 # %% ../../nbs/02_data/54_tables.ipynb #aac57c98
 def elpv_connector(
@@ -162,4 +162,4 @@ def elpv_connector(
         if 0 < p < defective_from: tally.add(f'cells of probability under {defective_from:g}: judged by nobody', where)
         entries.append(Entry(photo, photos.name(photo) if photo else v[0], where, ('defect',) if bad else (),
             (lambda h, w, bad=bad: [('defect', None)] if bad else []) if bad or not p else None, lot=v[2]))
-    return LabelledConnector(root, entries, tally, part_id_pattern, ()).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, (), [file]).unlisted(photos)

@@ -144,11 +144,16 @@ def _told(connector, read, ours):
     "What ingest.json holds; files below the folders `ours` are not mentioned"
     report = loss_counts(read.kept, read.skipped)
     notes, where = list(connector.notes) + summed(read.remarks), _root(connector)
-    unused = [(f, why) for f, why in getattr(connector, 'unused', list)()
-        if not ours & {p for p in (Path(where)/f).resolve().parents}]
+    mine = _inside_of(where, ours)
+    unused = [(f, why) for f, why in getattr(connector, 'unused', list)() if not f.startswith(mine)]
     if unused: notes.append(f'{len(unused)} files were not used: ' + counted(why for _, why in unused))
     return report | survey_tree(read.survey, read.kept, report) | {'notes': notes, 'white': read.white,
         'unused': [{'file': f, 'reason': why} for f, why in unused]}
+
+def _inside_of(root, folders):
+    "How the paths below a root begin that lie in one of the folders"
+    base = Path(root).resolve()
+    return tuple(p.relative_to(base).as_posix() + '/' for p in folders if p.is_relative_to(base))
 
 # %% ../../nbs/02_data/50_connectors.ipynb #reportcells
 def _refuse_losses(report, where):

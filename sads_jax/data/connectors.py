@@ -43,8 +43,10 @@ from .formats import (is_leftover, is_photograph, mask_box, mask_to_rle, read_fo
 from .images import highest_grey, image_size, orientation_of, read_image, turned, white_of
 from .records import (Annotation, ImageRecord, InspectionData, annotate_class_map, annotate_mask,
     instance_masks, read_coco, write_coco)
+from .clips import SequenceConnector, VideoConnector
 from .layouts import dagm_connector, kolektor_connector, mvtec_loco_connector, visa_connector
 from .projects import datumaro_connector, supervisely_connector, via_connector
+from .remote import UrlConnector, sql_connector
 from .sources import PARTS, Source, Tally, part_pattern, read_parts, unused_files
 from .survey import Survey, counted, loss_counts, survey_page, survey_tree
 from .synthetic import render_all
@@ -668,6 +670,7 @@ _LABELLED = dict(yolo=yolo_connector, labelme=labelme_connector, cvat=cvat_conne
     datumaro=datumaro_connector, manifest=manifest_connector, rle_csv=rle_csv_connector,
     mvtec_loco=mvtec_loco_connector, visa=visa_connector, kolektor=kolektor_connector, dagm=dagm_connector,
     elpv=elpv_connector)
+_STREAMS = dict(sequence=SequenceConnector, video=VideoConnector, url=UrlConnector, sql=sql_connector)
 
 def _with_white(make):
     "The same builder, which also takes `bits` of 16-bit photographs"
@@ -679,3 +682,4 @@ def _with_white(make):
     return build
 
 for _kind, _make in _LABELLED.items(): ConnectorFactory.register(_kind, _with_white(_make))
+for _kind, _make in _STREAMS.items(): ConnectorFactory.register(_kind, _make)

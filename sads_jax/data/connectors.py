@@ -15,7 +15,6 @@ __all__ = ['ConnectorFactory', 'BaseDataConnector', 'ingest', 'check_data', 'Syn
            'CocoConnector', 'FolderConnector', 'VocConnector']
 
 # %% ../../nbs/02_data/50_connectors.ipynb #7a26cce4
-import csv
 import hashlib
 import json
 import logging
@@ -47,7 +46,7 @@ from .clips import SequenceConnector, VideoConnector
 from .layouts import dagm_connector, kolektor_connector, mvtec_loco_connector, visa_connector
 from .projects import datumaro_connector, supervisely_connector, via_connector
 from .remote import UrlConnector, sql_connector
-from .sources import PARTS, Source, Tally, part_pattern, read_parts, unused_files
+from .sources import PARTS, Source, Tally, part_pattern, read_csv, read_parts, unused_files
 from .survey import Survey, counted, loss_counts, survey_page, survey_tree
 from .synthetic import render_all
 from .tables import elpv_connector, manifest_connector, rle_csv_connector
@@ -113,7 +112,7 @@ def _root(connector): return getattr(connector, 'root', 'data')
 
 def _write_report(folder, report, page):
     (folder/'ingest.json').write_text(json.dumps(report, sort_keys=True, indent=1) + '\n', encoding='utf-8')
-    (folder/'ingest.html').write_text(page, encoding='utf-8')
+    (folder/'ingest.html').write_bytes(page.encode('utf-8', 'backslashreplace'))  # names in no encoding stay readable
 
 # %% ../../nbs/02_data/50_connectors.ipynb #readall0
 _SHOWN = 10 # photographs left out that are named while it runs; all are in ingest.json
@@ -391,12 +390,11 @@ class MagneticTileConnector:
         table, keys = self.root/'groups.csv', [self._key(p) for p in self.files]
         given = {}
         if table.exists():
-            with table.open(newline='') as f:
-                rows = csv.DictReader(f)
-                if missing := {'file', 'tile_group'} - set(rows.fieldnames or ()):
-                    raise DataError(f"no column {', '.join(sorted(missing))}", where=table,
-                        remedy='Columns are file, class, exposure, frame, tile_group')
-                given = {re.sub(r'\.(jpe?g|png)$', '', r['file'].strip()): r['tile_group'].strip() for r in rows}
+            rows = read_csv(table, self.tally)
+            if rows and (missing := {'file', 'tile_group'} - set(rows[0])):
+                raise DataError(f"no column {', '.join(sorted(missing))}", where=table,
+                    remedy='Columns are file, class, exposure, frame, tile_group')
+            given = {re.sub(r'\.(jpe?g|png)$', '', r['file']): r['tile_group'] for r in rows}
         parts = {k: f'tile-{given[k]}' for k in keys if given.get(k)}
         if len(parts) < len(keys):
             self.said.append(

@@ -109,7 +109,7 @@ def read_csv(
     tally:Tally,
 ) -> list[dict[str, str]]: # One for each row, texts stripped
     "Rows of a table by column; `DataError` on a row of another length or a column that is there twice"
-    text = read_text(path, tally)
+    text = StringIO(read_text(path, tally), newline=None).read()  # line ends of any system
     first, before = text.partition('\n')[0], csv.field_size_limit(_FIELD)
     try: rows = list(csv.reader(StringIO(text), delimiter=max(',;\t', key=first.count)))
     except csv.Error as e: raise DataError(f'no table: {e}', where=path, remedy='Save it as CSV again') from e

@@ -18,7 +18,9 @@ from .options import HERE, SetOption, Workdir
 from ..core.errors import DataError
 
 # %% ../../nbs/12_cli/16_data.ipynb #7fda8345
-data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Data sets: looked at, and out again, for other tools.')
+data = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help='Data sets: looked at, and out again, for other tools.'
+)
 
 @data.callback()
 def _data():

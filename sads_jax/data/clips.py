@@ -101,6 +101,7 @@ def _opencv():
         raise DataError('reading videos needs OpenCV', where='data.kind', remedy="pip install 'sads_jax[video]'") from e
     return cv2
 
+# %% ../../nbs/02_data/43_clips.ipynb #5774bb85
 class VideoConnector(_Clips):
     "Each n-th frame of each video below a folder"
     def __init__(self, root:Path, every:int=10, labels:str='none', good:Sequence[str]=GOOD, most:int=10_000, *,

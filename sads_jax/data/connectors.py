@@ -353,6 +353,26 @@ class SyntheticConnector:
 # %% ../../nbs/02_data/50_connectors.ipynb #c19a9bce
 _FRAME_GAP = 500 # frames: one tile's photographs are at most 300 apart in the published set
 
+def _tile_groups(tiles):
+    "Tile of each photograph, from groups.csv, and from frame numbers for those that it does not name"
+    table, keys = tiles.root/'groups.csv', [tiles.key(p) for p in tiles.files]
+    given = {}
+    if table.exists():
+        rows = read_csv(table, tiles.tally)
+        if rows and (missing := {'file', 'tile_group'} - set(rows[0])):
+            raise DataError(f"no column {', '.join(sorted(missing))}", where=table,
+                remedy='Columns are file, class, exposure, frame, tile_group')
+        given = {re.sub(r'\.(jpe?g|png)$', '', r['file']): r['tile_group'] for r in rows}
+    parts = {k: f'tile-{given[k]}' for k in keys if given.get(k)}
+    if len(parts) < len(keys):
+        tiles.said.append(
+            f'{len(keys) - len(parts)} of {len(keys)} photographs have no group in groups.csv: those within '
+            f'{_FRAME_GAP} frames of another were counted as the same tile')
+        by_frame = sorted((int(m[1]), k) for k in keys if (m := re.search(r'num_(\d+)$', k)))
+        _join(by_frame, parts)
+        for k in keys: parts.setdefault(k, k)  # a name without a frame number: a tile of its own
+    return parts
+
 # %% ../../nbs/02_data/50_connectors.ipynb #8fe932a2
 @ConnectorFactory.register('magnetic_tile')
 class MagneticTileConnector:
@@ -365,7 +385,7 @@ class MagneticTileConnector:
         if not self.files:
             raise DataError('no MT_<Class> folders with .jpg files', where=root, remedy='Check data.root and data.kind')
         self.categories = tuple(sorted({p.parent.name[3:] for p in self.files} - {'Free'}))
-        self.parts = {k: k for k in map(self._key, self.files)} if group == 'image' else self._groups()
+        self.parts = {k: k for k in map(self.key, self.files)} if group == 'image' else _tile_groups(self)
         if group == 'image':
             self.said.append(
                 'each photograph counts as its own tile: photographs of one tile will lie on both sides of a split, so '
@@ -383,27 +403,9 @@ class MagneticTileConnector:
         used = [*self.files, *(p.with_suffix('.png') for p in self.files), self.root/'groups.csv']
         return unused_files(self.root, used, 'in no MT_<Class> folder, or no mask of a photograph')
 
-    def _key(self, path): return f'{path.parent.name}/{path.stem}'
-
-    def _groups(self):
-        "Tile of each photograph, from groups.csv, and from frame numbers for those that it does not name"
-        table, keys = self.root/'groups.csv', [self._key(p) for p in self.files]
-        given = {}
-        if table.exists():
-            rows = read_csv(table, self.tally)
-            if rows and (missing := {'file', 'tile_group'} - set(rows[0])):
-                raise DataError(f"no column {', '.join(sorted(missing))}", where=table,
-                    remedy='Columns are file, class, exposure, frame, tile_group')
-            given = {re.sub(r'\.(jpe?g|png)$', '', r['file']): r['tile_group'] for r in rows}
-        parts = {k: f'tile-{given[k]}' for k in keys if given.get(k)}
-        if len(parts) < len(keys):
-            self.said.append(
-                f'{len(keys) - len(parts)} of {len(keys)} photographs have no group in groups.csv: those within '
-                f'{_FRAME_GAP} frames of another were counted as the same tile')
-            by_frame = sorted((int(m[1]), k) for k in keys if (m := re.search(r'num_(\d+)$', k)))
-            _join(by_frame, parts)
-            for k in keys: parts.setdefault(k, k)  # a name without a frame number: a tile of its own
-        return parts
+    def key(self, path:Path) -> str:
+        "Folder and name of a photograph, as groups.csv has it"
+        return f'{path.parent.name}/{path.stem}'
 
     def records(self):
         "One `Source` for each photograph"
@@ -419,7 +421,7 @@ class MagneticTileConnector:
         if bad:
             marks = _marks(_drawn(path.with_suffix('.png'), content, path, self.tally), category, path, self.tally)
         exposure = re.match(r'exp\d+', path.stem)
-        return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self._key(path)], None,
+        return content, ImageRecord(i+1, f'{path.parent.name}/{path.name}', w, h, self.parts[self.key(path)], None,
             exposure and exposure[0],
             bad, (category,) if bad else (), marks)
 

@@ -214,7 +214,8 @@ def read_mask(
             if im.size != (width, height): raise _other_size(im.size, (width, height), path)
             return _painted(decode(im, str(path)), path)
     except ImageError as e:
-        if content is None and not path.exists(): raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
+        if content is None and not path.exists():
+            raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
         raise DataError(f'mask cannot be read: {e.what}', where=path, remedy='Save it again as PNG') from e
 
 def _other_size(size, image, path):

@@ -77,6 +77,7 @@ def _unreachable(address, e):
     return DataError(f'cannot be read: {what}', where=without_password(address),
         remedy='Check the address, the network and your credentials')
 
+# %% ../../nbs/02_data/57_remote.ipynb #efc06b42
 class UrlConnector:
     "Photographs below an address"
     def __init__(self, root:str, labels:str='folder', good:Sequence[str]=GOOD, part_id_pattern:str|None=None, *,

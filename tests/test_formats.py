@@ -284,6 +284,7 @@ def test_turned_shapes_are_shapelys(degrees, w, h):
     assert Polygon(ellipse_ring(40, 30, w, h, degrees)).symmetric_difference(ellipse).area < .01*ellipse.area
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(2, 40), st.floats(.05, .95))
+@settings(deadline=None)
 def test_outlines_and_strokes_lose_no_pixel(seed, h, w, share):
     mask = np.random.default_rng(seed).random((h, w)) < share
     assert (brush_mask(brush_rle(mask), h, w, 'x') == mask).all()

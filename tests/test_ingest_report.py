@@ -2,6 +2,9 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 from test_formats import KIND, SCENES, cvat, page, photos, studio, yolo
 
+from sads_jax.core.files import sweep
 from sads_jax.core.params import parse_params
 from sads_jax.data.connectors import ConnectorFactory, check_data, ingest
 from sads_jax.data.records import annotate_mask
@@ -230,3 +234,23 @@ def test_counts_of_the_steel_photographs_are_those_of_its_readme(tmp_path):
     by_name = [re.sub(r'_\d+\.jpg$', '', p.name) for p in connector.files]
     assert len(by_name) == 1800 and all(by_name.count(c) == 300 for c in connector.categories)
     assert connector.unused() == []
+
+
+KILLED = '''
+import os, signal, sys
+from sads_jax.data.connectors import ConnectorFactory, ingest
+def dies(items, description, total):
+    for i, x in enumerate(items):
+        if i == total//2: os.kill(os.getpid(), signal.SIGKILL)
+        yield x
+ingest(ConnectorFactory({'kind': 'folder', 'root': sys.argv[1]}), sys.argv[2], dies)
+'''
+
+def test_after_kill_nothing_is_lost_or_there_twice(folder, tmp_path):
+    ended = subprocess.run([sys.executable, '-c', KILLED, str(folder), str(tmp_path/'line/out')], capture_output=True)
+    assert ended.returncode == -signal.SIGKILL and not (tmp_path/'line/out').exists()
+    assert len(sweep(tmp_path/'line')) == 1, 'what the killed process had written'
+    data = ingest(connect(folder), tmp_path/'line/out')
+    fresh = ingest(connect(folder), tmp_path/'fresh')
+    assert data.images == fresh.images and len({r.file_name for r in data.images}) == 8
+    assert [p.name for p in (tmp_path/'line').iterdir()] == ['out']

@@ -40,6 +40,7 @@ Modules:
 - `sads_jax.data.shapes`: Boxes, polygons, ellipses, lines and masks as tools write them, checked and clipped, become annotations
 - `sads_jax.data.sources`: What every reader of labels shares: photographs found by name, text and JSON checked, remarks counted
 - `sads_jax.data.splits`: Dividing photographs so that no part is on two sides, and the audits that prove it
+- `sads_jax.data.survey`: What an ingest saw: counts, what was mended and left out, doubtful labels, with small pictures
 - `sads_jax.data.synthetic`: Procedural parts with defects, photographed several times each: data that everyone has
 - `sads_jax.data.tables`: Manifests in CSV or Parquet, run lengths in CSV, solar cells
 - `sads_jax.data.tools`: LabelMe, CVAT and Label Studio: what each writes, read shape by shape

@@ -18,10 +18,11 @@ from PIL import Image
 
 from sads_jax.core.errors import DataError, ImageError, ParamsError, SADSError
 from sads_jax.core.params import load_params, override
-from sads_jax.data.connectors import ConnectorFactory, ingest, loss_lines
+from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.formats import mask_to_rle, read_mask, run_lengths
 from sads_jax.data.images import read_image, turned
 from sads_jax.data.records import class_map, read_coco
+from sads_jax.data.survey import loss_lines
 
 H = W = 32
 RNG = np.random.default_rng(0)

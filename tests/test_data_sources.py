@@ -435,7 +435,7 @@ def test_ingest_twice_is_the_same(tmp_path):
     ingest(ConnectorFactory(spec, seed=1), tmp_path)
     assert files() == first
     ingest(ConnectorFactory(SyntheticSpec(n_parts=2, exposures=1, size=64), seed=1), tmp_path)
-    assert len(files()) == 5, 'nothing of the earlier, larger set is left'
+    assert len(files()) == 6, 'nothing of the earlier, larger set is left'
 
 
 def test_ingest_after_a_crash(tmp_path):

@@ -48,7 +48,7 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('core.files', 'write_whole', 'os.replace'): 'one file, named by its writer',
     ('core.files', 'write_whole', 'part.unlink'): 'a part, made and locked by this very call',
     ('data.connectors', '_one_scale', '(out / r.file_name).unlink'): 'in the part that whole_folder builds',
-    ('data.connectors', '_unused', 'folders.remove'): 'from a list, not from the disk',
+    ('data.sources', 'unused_files', 'folders.remove'): 'from a list, not from the disk',
     ('orchestrators.stages', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
     ('orchestrators.stages', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
     ('registry.registries', '_fetch', 'got.rename'): 'from a download, in a part, to a name in a part',

@@ -17,7 +17,7 @@ from shapely.geometry import Point, Polygon
 from sads_jax.cli.main import main
 from sads_jax.core.errors import DataError, SADSError
 from sads_jax.core.params import CocoSpec, SyntheticSpec, parse_params
-from sads_jax.data.connectors import ConnectorFactory, ingest
+from sads_jax.data.connectors import ConnectorFactory, check_data, ingest
 from sads_jax.data.recognise import recognise
 from sads_jax.data.records import Annotation, ImageRecord, InspectionData, instance_masks, read_coco, write_coco
 from sads_jax.data.shapes import Frame, box_mark, clip_ring, ellipse_ring, polygon_mark, runs_mask, turned_box
@@ -213,9 +213,9 @@ def test_what_could_be_misread_costs_one_photograph_and_is_named(scene, file, ol
     "`old` becomes `new` in the label file"
     scene(tmp_path/'src')
     edit(tmp_path/'src'/file, old, new)
-    ingest(connect(tmp_path/'src', KIND.get(scene.__name__, scene.__name__)), tmp_path/'out')
-    told = json.loads((tmp_path/'out'/'ingest.json').read_text())['skipped']
-    assert len(told) == 1 and what in told[0]['error'], told
+    told, refused = check_data(connect(tmp_path/'src', KIND.get(scene.__name__, scene.__name__)), tmp_path/'out')
+    assert [what in x['error'] for x in told['skipped']] == [True], told['skipped']
+    assert refused and 'all photographs of ' in refused and what in refused, 'the only one of its class is lost'
 
 WHOLE = [
     (yolo, 'data.yaml', 'names: {0: pit, 1: stain}', 'names: [pit, pit]', "class 'pit' is there twice"),
@@ -284,6 +284,7 @@ def test_turned_shapes_are_shapelys(degrees, w, h):
     assert Polygon(ellipse_ring(40, 30, w, h, degrees)).symmetric_difference(ellipse).area < .01*ellipse.area
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(2, 40), st.floats(.05, .95))
+@settings(deadline=None)
 def test_outlines_and_strokes_lose_no_pixel(seed, h, w, share):
     mask = np.random.default_rng(seed).random((h, w)) < share
     assert (brush_mask(brush_rle(mask), h, w, 'x') == mask).all()
@@ -461,8 +462,10 @@ def test_solar_cells(tmp_path):
 def test_a_mask_of_another_size_costs_its_photograph(tmp_path):
     loco(tmp_path/'src')
     Image.new('L', (W, H + 1), 255).save(tmp_path/'src/ground_truth/logical_anomalies/000/000.png')
-    ingest(connect(tmp_path/'src', 'mvtec_loco'), tmp_path/'out')
-    assert 'mask is 80 x 61 px, the photograph 80 x 60 px' in (tmp_path/'out'/'ingest.json').read_text()
+    told, refused = check_data(connect(tmp_path/'src', 'mvtec_loco'), tmp_path/'out')
+    assert 'mask is 80 x 61 px, the photograph 80 x 60 px' in told['skipped'][0]['error']
+    assert "'logical_anomalies' would be left out" in refused, 'it was the only one'
+
 
 
 # -- Recognised without a word

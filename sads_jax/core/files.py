@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,26 +93,34 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+_MANY = 2000 # files from which one sync of all is faster than one of each
+
 def _sync_all(folder):
-    "Bring a folder and all below to the disk; several at a time, since a file system writes them together"
+    "Bring a folder and all below to the disk: several at a time, and of many files all that the system has not written"
     paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in (*names, '')]
+    if len(paths) > _MANY:
+        os.sync()
+        return
     with ThreadPoolExecutor(16) as pool: list(pool.map(_sync, [p for p in paths if not os.path.islink(p)]))
 
 # %% ../../nbs/00_core/50_files.ipynb #85ba1263
+def _write(f, pieces):
+    for piece in pieces: f.write(piece.encode() if isinstance(piece, str) else piece)
+
 def write_whole(
     path:str|Path, # Parent folders are made; a file there is replaced
-    data:bytes|str, # Text is written as UTF-8
+    data:bytes|str|Iterable[str], # Text is written as UTF-8, piece by piece where there are several
 ) -> None:
     "Write a file that appears whole or not at all"
-    path, data = Path(path), data.encode() if isinstance(data, str) else data
+    path, pieces = Path(path), [data] if isinstance(data, (bytes, str)) else data
     if path.is_dir():
         raise SADSError('is a folder, and a file is to be written here', where=path, remedy='Choose another name')
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        with path.open('wb') as f: _write(f, pieces)
         return
     part, fd = _begin(path.parent, folder=False)
     try:
-        with open(fd, 'wb', closefd=False) as f: f.write(data)
+        with open(fd, 'wb', closefd=False) as f: _write(f, pieces)
         os.fsync(fd)
         os.replace(part, path)
         _sync(path.parent)

@@ -205,15 +205,17 @@ def read_mask(
     path:Path, # A picture of any kind that `open_picture` knows
     height:int, # of its image [px]
     width:int, # of its image [px]
+    content:bytes|None=None, # What the file holds, where it lies elsewhere than on a disk
 ) -> Bool[np.ndarray, "h w"]:
     "A mask saved as a picture, true where it is not background; `DataError` if unreadable, unclear or of another size"
     path = Path(path)
     try:
-        with open_picture(path, max_megapixels=float('inf')) as im:
+        with open_picture(path if content is None else content, max_megapixels=float('inf'), name=str(path)) as im:
             if im.size != (width, height): raise _other_size(im.size, (width, height), path)
             return _painted(decode(im, str(path)), path)
     except ImageError as e:
-        if not path.exists(): raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
+        if content is None and not path.exists():
+            raise DataError('no such mask', where=path, remedy='Add it, or remove its image') from e
         raise DataError(f'mask cannot be read: {e.what}', where=path, remedy='Save it again as PNG') from e
 
 def _other_size(size, image, path):

@@ -18,6 +18,7 @@ __all__ = ['WHITES', 'read_image', 'image_size', 'orientation_of', 'turned', 'hi
 import math
 import struct
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +89,13 @@ def turned(
     "What is drawn on the stored pixels of a photograph, on the upright one"
     return _turned(pixels, orientation)
 
+_TURNS = b'eXIf', b'Raw profile type', b'XML:com.adobe.xmp'  # where a PNG may say how it is turned
+
 def _orientation(im):
     "EXIF orientation 1..8; 1 where it is absent or unreadable"
+    if im.format == 'PNG' and isinstance(im.fp, BytesIO):  # asked without need, Pillow decodes a PNG to its end
+        data = im.fp.getvalue()
+        if not any(mark in data for mark in _TURNS): return 1
     try: k = im.getexif().get(0x0112, 1)
     except _BROKEN: return 1
     return k if k in range(1, 9) else 1

@@ -57,7 +57,7 @@ def _good(h, w): return []
 
 def _entry(photos, path, category, masks, tally, **known):
     return Entry(path, photos.name(path), str(path), (category,) if category else (),
-        _masked(category, masks, tally) if category else _good, **known)
+        _masked(category, masks, tally) if category else _good, files=tuple(masks), **known)
 
 # %% ../../nbs/02_data/56_layouts.ipynb #529b356a
 def _loco_masks(root, path):
@@ -109,7 +109,7 @@ def visa_connector(root:Path, classes:Literal['anomaly', 'label']='anomaly', par
         drawn = sorted(m for m in masks.glob(f'{p.stem}.*') if m.suffix.lower() in IMAGE_SUFFIXES)
         name = None if kind == 'Normal' else named.get(f'{kind}/{p.name}'.lower(), 'anomaly')
         entries.append(_entry(photos, p, name, drawn, tally))
-    return LabelledConnector(root, entries, tally, part_id_pattern, ())
+    return LabelledConnector(root, entries, tally, part_id_pattern, (), [root/'image_anno.csv'])
 
 def _visa_labels(path, tally):
     "Class of each photograph, by its folder and name in lower case"
@@ -138,9 +138,9 @@ def _black_is_good(path, category, tally):
     return read
 
 def _any_white(mask, photo):
-    "Whether a mask shows something; one of another size or damaged is met again, and named, with its photograph"
+    "Whether a mask shows something; None where it is of another size or damaged, which is named with its photograph"
     try: return bool(drawn_mask([mask], *image_size(photo, max_megapixels=float('inf'))).any())
-    except (DataError, ImageError): return False
+    except (DataError, ImageError): return None
 
 def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     "Photographs with a mask each"
@@ -151,8 +151,9 @@ def _beside(root, mask_of, category_of, part_of, part_id_pattern, skip=()):
     for p in photos.files:
         if p in masks.values(): continue
         category, m = category_of(p), masks.get(p)
-        labels = (category,) if m and _any_white(m, p) else ()
-        entries.append(Entry(p, photos.name(p), str(p), labels, m and _black_is_good(m, category, tally), part_of(p)))
+        labels = {True: (category,), False: (), None: None}[_any_white(m, p)] if m else ()
+        read = m and _black_is_good(m, category, tally)
+        entries.append(Entry(p, photos.name(p), str(p), labels, read, part_of(p), files=(m,) if m else ()))
     return LabelledConnector(root, entries, tally, part_id_pattern, ())
 
 def kolektor_connector(root:Path, part_id_pattern:str|None=None, *, seed:int=0) -> LabelledConnector:

@@ -117,7 +117,7 @@ def via_connector(root:Path, annotations:Path|None=None, attribute:str|None=None
         for k in page.get('file_attributes') or (): tally.add(f'attribute {k!r} of photographs: left out', where)
         entries.append(Entry(photo, photos.name(photo) if photo else name, where, tuple(sorted(labels)),
             lambda h, w, page=page, where=where: read_via(page, chosen, h, w, where, tally)))
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, files).unlisted(photos)
 
 # %% ../../nbs/02_data/52_projects.ipynb #ec39f305
 _SLY = 'Export in Supervisely format'
@@ -175,18 +175,18 @@ def supervisely_connector(root:Path, part_id_pattern:str|None=None, good:Sequenc
     root, tally, entries = Path(root), Tally(), []
     photos = Photographs(root, skip=('ann', 'masks_machine', 'masks_human'))
     for path in (p for p in files_below(root, '.json') if p.parent.name == 'ann'):
-        where, labels = str(path), ()
+        where, labels = str(path), None
         photo = next(
             (f for f in (path.parent.parent / 'img' / path.stem, path.parent.parent / path.stem) if f.is_file()), None
         )
         try:
             tree = read_json(path, _SLY)
-            labels = {str(o['classTitle']) for o in tree['objects']} | set(_sly_tags(tree))
+            labels = tuple(sorted({str(o['classTitle']) for o in tree['objects']} | set(_sly_tags(tree))))
         except (DataError, KeyError, TypeError, AttributeError): pass  # met again when the photograph is read
-        entries.append(Entry(photo, photos.name(photo) if photo else path.stem, where, tuple(sorted(labels)),
-            lambda h, w, path=path: read_supervisely(read_json(path, _SLY), h, w, str(path), tally)))
+        entries.append(Entry(photo, photos.name(photo) if photo else path.stem, where, labels,
+            lambda h, w, path=path: read_supervisely(read_json(path, _SLY), h, w, str(path), tally), files=(path,)))
     if not entries: raise DataError('no folder ann with a JSON for each photograph', where=root, remedy=_SLY)
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, [root/'meta.json']).unlisted(photos)
 
 # %% ../../nbs/02_data/52_projects.ipynb #1cff0369
 _DATUMARO = 'Export as Datumaro'
@@ -287,7 +287,7 @@ def datumaro_connector(root:Path, annotations:Path|None=None, part_id_pattern:st
             entries.append(Entry(photo, photos.name(photo) if photo else name, where, tuple(sorted(labels)),
                 lambda h, w, item=item, names=names, where=where: read_datumaro(item, names, h, w, where, tally)))
     if not entries: raise DataError('holds no item', where=files[0], remedy=_DATUMARO)
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, files).unlisted(photos)
 
 def _by_stem(photos, name):
     "The only photograph of that name with any ending"

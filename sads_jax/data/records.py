@@ -238,21 +238,38 @@ def write_coco(
 ) -> Path: # The file written
     "Write COCO instances; the same data gives the same bytes"
     ids = {c: i+1 for i, c in enumerate(data.categories)}
-    images, marks = [], []
     for r in data.images:
-        images.append(dict(id=r.id, file_name=r.file_name, width=r.width, height=r.height, part_id=r.part_id, lot=r.lot,
-                           exposure=r.exposure, defective=r.defective, classes=list(r.classes)) | _origin(r.automatic))
-        for a in r.annotations:
-            _index(a.category, data.categories, r.file_name)
-            marks.append(dict(id=len(marks)+1, image_id=r.id, category_id=ids[a.category],
-                bbox=[float(v) for v in a.bbox], segmentation=[] if a.segmentation is None else a.segmentation,
-                area=float(a.area), iscrowd=0) | _origin(a.automatic))
+        for a in r.annotations: _index(a.category, data.categories, r.file_name)
     classes = [dict(id=i, name=c) for c, i in ids.items()]
     info = {'description': 'sads_jax inspection data'} | ({'white': data.white} if data.white else {})
-    tree = dict(info=info, categories=classes, images=images, annotations=marks)
     path = Path(root)/annotations
-    write_whole(path, json.dumps(tree, sort_keys=True, indent=1) + '\n')
+    write_whole(path, _json_lines(annotations=_coco_marks(data, ids), categories=classes, images=_coco_images(data),
+        info=info))
     return path
+
+def _coco_images(data):
+    for r in data.images:
+        yield dict(id=r.id, file_name=r.file_name, width=r.width, height=r.height, part_id=r.part_id, lot=r.lot,
+            exposure=r.exposure, defective=r.defective, classes=list(r.classes)) | _origin(r.automatic)
+
+def _coco_marks(data, ids):
+    marks = ((r, a) for r in data.images for a in r.annotations)
+    for i, (r, a) in enumerate(marks, 1):
+        yield dict(id=i, image_id=r.id, category_id=ids[a.category], bbox=[float(v) for v in a.bbox],
+            segmentation=[] if a.segmentation is None else a.segmentation, area=float(a.area), iscrowd=0) | _origin(a.automatic)
+
+def _json_lines(**sections):
+    "A JSON object piece by piece: of a list or generator one entry a line, so that no more than that is held"
+    start = '{\n'
+    for name, section in sections.items():
+        yield f'{start}{json.dumps(name)}: '
+        if isinstance(section, dict): yield json.dumps(section, sort_keys=True)
+        else:
+            yield '['
+            for i, entry in enumerate(section): yield (',\n ' if i else '\n ') + json.dumps(entry, sort_keys=True)
+            yield ']'
+        start = ',\n'
+    yield '\n}\n'
 
 # %% ../../nbs/02_data/10_records.ipynb #3c04ee50
 _AGAIN = 'Remove the annotation or draw it again'

@@ -14,7 +14,7 @@ Docs: https://sads-jax.github.io/sads_jax/02_data/sources.html.md"""
 
 # %% auto #0
 __all__ = ['Mark', 'PARTS', 'GOOD', 'Source', 'Entry', 'Tally', 'read_text', 'read_json', 'read_csv', 'need', 'files_below',
-           'label_files', 'Photographs', 'part_pattern', 'read_parts', 'LabelledConnector']
+           'label_files', 'unused_files', 'Photographs', 'part_pattern', 'read_parts', 'LabelledConnector']
 
 # %% ../../nbs/02_data/42_sources.ipynb #2876acaf
 import csv
@@ -29,7 +29,7 @@ from urllib.parse import unquote
 
 from ..core.errors import DataError
 from ..core.pictures import picture_bytes
-from .formats import IMAGE_SUFFIXES
+from .formats import IMAGE_SUFFIXES, is_leftover, is_photograph
 from .images import image_size
 from .records import Annotation, ImageRecord
 
@@ -42,6 +42,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] | None = (
         None  # what its labels say it shows; (): good; None: known after `load`, or by nobody
     )
+    annotator: str|None = None # who judged it
 
 Mark = tuple[str, Annotation|None]  # a class, and what was drawn of it; None: on this photograph, place unknown
 
@@ -50,12 +51,14 @@ class Entry(NamedTuple):
     path: Path|None # of the photograph; None: not found
     name: str # as the label file calls it; below `root` where it was found
     where: str # label file and entry, for messages
-    labels: tuple[str, ...] = () # classes that it names
+    labels: tuple[str, ...]|None = () # classes that it names; None: they could not be listed
     read: Callable[[int, int], list[Mark]]|None = None # from height and width [px]; None: nobody judged it
     part: str|None = None
     lot: str|None = None
     exposure: str|None = None
     embedded: Callable[[], bytes]|None = None # the photograph, where the label file holds it
+    annotator: str|None = None # who judged it, where the label file says so
+    files: tuple[Path, ...] = () # in which its labels lie
 
 # %% ../../nbs/02_data/42_sources.ipynb #a274d78c
 class Tally(dict):
@@ -106,7 +109,7 @@ def read_csv(
     tally:Tally,
 ) -> list[dict[str, str]]: # One for each row, texts stripped
     "Rows of a table by column; `DataError` on a row of another length or a column that is there twice"
-    text = read_text(path, tally)
+    text = StringIO(read_text(path, tally), newline=None).read()  # line ends of any system
     first, before = text.partition('\n')[0], csv.field_size_limit(_FIELD)
     try: rows = list(csv.reader(StringIO(text), delimiter=max(',;\t', key=first.count)))
     except csv.Error as e: raise DataError(f'no table: {e}', where=path, remedy='Save it as CSV again') from e
@@ -165,6 +168,34 @@ def label_files(
     raise DataError(
         f'none of {len(found)} {suffix} files is {what}', where=root, remedy='Check data.kind and data.root'
     )
+
+# %% ../../nbs/02_data/42_sources.ipynb #accountcode
+_PICTURES = '.heic', '.heif', '.avif', '.dng', '.raw', '.cr2', '.nef', '.arw', '.psd', '.svg', '.exr', '.jxl', '.tga'
+_MOST_FILES = 500_000
+
+def unused_files(
+    root:Path,
+    used:Iterable[Path],
+    why:str, # Why a photograph is not used
+) -> list[tuple[str, str]]: # Path below `root`, and the reason
+    "Files below `root` that are not in `used`"
+    used, found, seen = {Path(p) for p in used}, [], 0
+    for here, folders, files in os.walk(root):
+        folders.sort()
+        for folder in [f for f in folders if is_leftover(f)]:
+            folders.remove(folder)
+            found.append((Path(here, folder).relative_to(root).as_posix() + '/', 'hidden, or left by a system'))
+        seen += len(files)
+        for name in sorted(files):
+            p = Path(here, name)
+            if p in used: continue
+            reason = ('hidden, or left by a system' if is_leftover(name) else why if is_photograph(p) else
+                'a picture of a kind that cannot be read' if p.suffix.lower() in _PICTURES else 'not a photograph')
+            found.append((p.relative_to(root).as_posix(), reason))
+        if seen > _MOST_FILES:
+            found.append(('…', f'more than {_MOST_FILES:,} files: not looked at further'))
+            break
+    return found
 
 # %% ../../nbs/02_data/42_sources.ipynb #0b2d96be
 class Photographs:
@@ -255,16 +286,20 @@ class LabelledConnector:
         tally:Tally,
         part_id_pattern:str|None=None,
         good:Iterable[str]=GOOD, # Labels that are no defect, in any case
+        used:Iterable[Path]=(), # Files that say something of all photographs
     ):
         self.root, self.tally, self.part_of = Path(root), tally, part_pattern(part_id_pattern)
+        self.used, self.white = list(used), None
         self.entries = sorted(entries, key=lambda e: (e.name, e.where))
         self._good, known = {g.lower() for g in good}, read_parts(self.root, tally)
         self.entries = [e._replace(**known[e.name]) if e.name in known else e for e in self.entries]
-        self.categories = tuple(sorted({c for e in self.entries for c in e.labels if c.lower() not in self._good}))
+        self.categories = tuple(
+            sorted({c for e in self.entries for c in e.labels or () if c.lower() not in self._good})
+        )
         for e in self.entries:
             if e.read is None: tally.add('photographs that nobody judged', e.name)
-            elif not e.labels: tally.add('photographs without a label, which count as good', e.name)
-        if self.entries and all(set(e.labels) & set(self.categories) for e in self.entries):
+            elif e.labels == (): tally.add('photographs without a label, which count as good', e.name)
+        if self.entries and all(set(e.labels or ()) & set(self.categories) for e in self.entries):
             tally.add('no good photograph: overkill cannot be measured', self.root.name)
 
     @property
@@ -277,22 +312,20 @@ class LabelledConnector:
     def records(self) -> Iterator[Source]:
         "One `Source` for each photograph, by name"
         for i, e in enumerate(self.entries):
-            yield Source(str(e.path or e.where), lambda i=i, e=e: self._load(i, e), e.path)
+            yield Source(
+                str(e.path or e.where), lambda i=i, e=e: self._load(i, e), e.path, self._classes(e), e.annotator
+            )
 
-    def _load(self, i, e):
-        content = _photograph(e)
-        h, w = image_size(content, name=str(e.path or e.where), max_megapixels=float('inf'))
-        name = (e.path.relative_to(self.root) if e.path else PurePosixPath(e.name)).as_posix()
-        part = e.part or (self.part_of(name) if self.part_of else str(PurePosixPath(name).with_suffix('')))
-        found = None if e.read is None else e.read(h, w)
-        bad = [(c, a) for c, a in found or () if c.lower() not in self._good]
-        if new := sorted({c for c, _ in bad} - set(self.categories)):
-            raise DataError(f'class {new[0]!r} was not met when labels were listed', where=e.where,
-                remedy='Write it as the other photographs have it')
-        if drawn := [c for c, a in found or () if a is not None and c.lower() in self._good]:
-            self.tally.add(f'shapes labelled {drawn[0]!r}, which is no defect: left out', e.name)
-        return content, ImageRecord(i+1, name, w, h, part, e.lot, e.exposure, None if found is None else bool(bad),
-            tuple(sorted({c for c, _ in bad})), tuple(a for _, a in bad if a is not None), _judge([a for _, a in bad]))
+    def _classes(self, e):
+        "Defect classes of an entry, before its labels are read; None where nobody knows"
+        return None if e.read is None or e.labels is None else tuple(c for c in e.labels if c.lower() not in self._good)
+
+    def unused(self) -> list[tuple[str, str]]:
+        "Files below the root that no entry names, and why"
+        files = [f for e in self.entries for f in (e.path, *e.files) if f]
+        return unused_files(self.root, [self.root/PARTS, *files, *self.used], 'a photograph that no label names')
+
+    def _load(self, i, e): return _labelled(self, i, e)
 
     def unlisted(self, photos:'Photographs') -> 'LabelledConnector':
         "The same, with a remark on photographs that no label file names"
@@ -311,3 +344,20 @@ def _photograph(e):
     if e.path is not None: return picture_bytes(e.path, max_megapixels=float('inf'))
     if e.embedded is not None: return e.embedded()
     raise DataError(f'photograph {e.name!r} is not there', where=e.where, remedy='Add it, or remove its entry')
+
+def _labelled(connector, i, e):
+    "Content and record of one entry of a `LabelledConnector`"
+    content = _photograph(e)
+    h, w = image_size(content, name=str(e.path or e.where), max_megapixels=float('inf'))
+    name = (e.path.relative_to(connector.root) if e.path else PurePosixPath(e.name)).as_posix()
+    part = e.part or (connector.part_of(name) if connector.part_of else str(PurePosixPath(name).with_suffix('')))
+    found = None if e.read is None else e.read(h, w)
+    bad = [(c, a) for c, a in found or () if c.lower() not in connector._good]
+    if new := sorted({c for c, _ in bad} - set(connector.categories)):
+        raise DataError(f'class {new[0]!r} was not met when labels were listed', where=e.where,
+            remedy='Write it as the other photographs have it')
+    if drawn := [c for c, a in found or () if a is not None and c.lower() in connector._good]:
+        connector.tally.add(f'shapes labelled {drawn[0]!r}, which is no defect: left out', e.name)
+    return content, ImageRecord(i+1, name, w, h, part, e.lot, e.exposure, None if found is None else bool(bad),
+        tuple(sorted({c for c, _ in bad})), tuple(a for _, a in bad if a is not None),
+        _judge([a for _, a in bad]))

@@ -120,16 +120,21 @@ def _labelme_entry(path, photos, tally):
     try: tree = read_json(path, _LABELME)
     except DataError:
         photo = photos.find(posixpath.splitext(place)[0], where)
-        return Entry(photo, place, where, (), lambda h, w: read_json(path, _LABELME))
+        return Entry(photo, place, where, None, lambda h, w: read_json(path, _LABELME), files=(path,))
     name = tree.get('imagePath') if isinstance(tree.get('imagePath'), str) else path.stem
     name = posixpath.normpath(posixpath.join(posixpath.dirname(place), name.replace('\\', '/')))
     shapes = tree['shapes'] if isinstance(tree['shapes'], list) else []
     labels = {str(s['label']) for s in shapes if isinstance(s, dict) and 'label' in s} | set(_flags(tree))
     photo, inside = photos.find(name, where), tree.get('imageData')
-    return Entry(photo, photos.name(photo) if photo else posixpath.splitext(place)[0] + posixpath.splitext(name)[1],
-        where, tuple(sorted(labels)),
-        lambda h, w: read_labelme(read_json(path, _LABELME), h, w, where, tally), embedded=(
-        lambda: embedded(read_json(path, _LABELME)['imageData'], where)) if isinstance(inside, str) else None)
+    return Entry(
+        photo,
+        photos.name(photo) if photo else posixpath.splitext(place)[0] + posixpath.splitext(name)[1],
+        where,
+        tuple(sorted(labels)),
+        lambda h, w: read_labelme(read_json(path, _LABELME), h, w, where, tally),
+        embedded=(lambda: embedded(read_json(path, _LABELME)['imageData'], where)) if isinstance(inside, str) else None,
+        files=(path,),
+    )
 
 def labelme_connector(root:Path, part_id_pattern:str|None=None, good:Sequence[str]=GOOD, *,
     seed:int=0) -> LabelledConnector:
@@ -229,7 +234,7 @@ def cvat_connector(root:Path, annotations:Path|None=None, part_id_pattern:str|No
                 tuple(sorted({s.get('label', '') for s in node} - {''})),
                 None if tags_alone else lambda h, w, node=node, where=where: read_cvat(node, h, w, where, tally)))
     if not entries: raise DataError('names no photograph', where=files[0], remedy=_CVAT)
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, files).unlisted(photos)
 
 # %% ../../nbs/02_data/48_tools.ipynb #29959a89
 def _bits(data, where):
@@ -335,6 +340,18 @@ def _result(r, frame, labelled, control):
 _STUDIO = 'Export as JSON or JSON-MIN'
 _MIN_FIELDS = {'id', 'annotator', 'annotation_id', 'created_at', 'updated_at', 'lead_time', 'agreement'}
 
+def _best(done):
+    "The annotation that counts: ground truth, or else the newest"
+    return max(done, key=lambda a: (bool(a.get('ground_truth')), str(a.get('updated_at') or a.get('created_at') or '')))
+
+def _annotator(task):
+    "Who judged a task, where the export says so"
+    given = task.get('annotations', task.get('completions'))
+    done = [a for a in given if isinstance(a, dict) and not a.get('was_cancelled')] if isinstance(given, list) else []
+    who = _best(done).get('completed_by') if done else task.get('annotator')
+    if isinstance(who, dict): who = who.get('email') or who.get('id')
+    return None if who is None or isinstance(who, (list, bool)) else str(who)
+
 def _results(task, where, tally):
     "Results of a task; None where nobody judged it"
     if 'annotations' in task or 'completions' in task or 'data' in task:
@@ -344,10 +361,7 @@ def _results(task, where, tally):
         done = [a for a in given if not a.get('was_cancelled')]
         if not done: return None
         if len(done) > 1: tally.add('tasks that several people judged: ground truth, or else the newest, counts', where)
-        best = max(
-            done, key=lambda a: (bool(a.get('ground_truth')), str(a.get('updated_at') or a.get('created_at') or ''))
-        )
-        return need(best, 'result', list, where)
+        return need(_best(done), 'result', list, where)
     out = []
     for key, v in task.items():
         if key in _MIN_FIELDS or key == _image_key(task): continue
@@ -419,6 +433,7 @@ def _studio_entry(task, control, where, photos, tally):
         tuple(sorted(_studio_labels(results or [], control))),
         None if results is None else lambda h, w: read_studio(task, control, h, w, where, tally),
         embedded=(lambda: embedded(data[key], where)) if inside else None,
+        annotator=_annotator(task),
     )
 
 # %% ../../nbs/02_data/48_tools.ipynb #aa12a52x
@@ -456,4 +471,4 @@ def label_studio_connector(root:Path, annotations:Path|None=None, choices:str|No
         if not isinstance(task, dict): raise DataError('is no object', where=where, remedy=_STUDIO)
         entries.append(_studio_entry(task, control, where, photos, tally))
     if not entries: raise DataError('holds no task', where=files[0], remedy=_STUDIO)
-    return LabelledConnector(root, entries, tally, part_id_pattern, good).unlisted(photos)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, files).unlisted(photos)

@@ -128,7 +128,7 @@ def _label_of(path, root):
 def _labels(path, names):
     "Classes that the rows of a file name, without checking the rest"
     try: rows = [t.split() for t in read_text(path).splitlines() if t.strip()]
-    except DataError: return ()  # met again, and named, when the photograph is read
+    except DataError: return None  # met again, and named, when the photograph is read
     keys = {int(r[0].removesuffix('.0')) for r in rows if r[0].removesuffix('.0').isdecimal()}
     return tuple(sorted(f'class_{k}' if names is None else names[k] for k in keys if names is None or k in names))
 
@@ -152,11 +152,12 @@ def yolo_connector(
         used.add(label)
         read = None if label is None and not background else (lambda h, w: []) if background else (
             lambda h, w, label=label: read_yolo(label, classes, h, w, tally, 'kpt_shape' in tree))
-        entries.append(Entry(p, photos.name(p), str(label or p), _labels(label, classes) if label else (), read))
+        entries.append(Entry(p, photos.name(p), str(label or p), _labels(label, classes) if label else (), read,
+            files=(label,) if label else ()))
     if not used - {None}: raise DataError('no photograph has a text file of its name', where=root,
         remedy='Put labels/a.txt beside images/a.png, or a.txt beside a.png')
     for t in files_below(root, '.txt'):
         if t not in used and 'labels' in t.parent.parts and t.name.lower() not in _NAME_LISTS:
             tally.add('label files without a photograph', t.relative_to(root).as_posix())
     if {'train', 'val', 'test'} & set(tree): tally.add('splits of the tool: ignored', path.name)
-    return LabelledConnector(root, entries, tally, part_id_pattern, good)
+    return LabelledConnector(root, entries, tally, part_id_pattern, good, [path] if path else ())

@@ -29,9 +29,9 @@ from ..core.types import ANOMALY, BOX_FLOOR, IMAGE_FLOOR, InspectionReport
 from ..data import splits
 from ..data.connectors import ConnectorFactory
 from ..data.connectors import ingest as copy_data
-from ..data.connectors import loss_lines
 from ..data.images import read_image
 from ..data.records import ImageRecord, InspectionData, read_coco, trusted
+from ..data.survey import loss_lines
 from ..data.twins import near_duplicates, read_thumbnails
 from ..domains.base import Cascade, Domain, DomainFactory, Pipeline
 from ..evaluation.evaluate import METRICS, Evaluation, EvaluationOrchestrator, summary, write_evaluation

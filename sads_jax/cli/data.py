@@ -19,11 +19,11 @@ from ..core.errors import DataError
 
 # %% ../../nbs/12_cli/16_data.ipynb #7fda8345
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-    help='Data sets: looked at, labels, versions, out again for other tools.')
+    help='Data sets: look, label, compare, export.')
 
 @data.callback()
 def _data():
-    "Data sets: looked at, labels, versions, out again for other tools."
+    "Data sets: look, label, compare, export."
 
 @data.command(
     'export',

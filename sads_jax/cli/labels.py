@@ -9,7 +9,6 @@ __all__ = ['annotate', 'ToolName', 'OutFolder', 'NEXT_EXAMPLES', 'annotate_out',
            'annotate_propose', 'next_photographs']
 
 # %% ../../nbs/12_cli/17_labels.ipynb #c9e8c35e
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 

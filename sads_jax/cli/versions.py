@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import console, epilog, say, table
+from .console import console, epilog, table
 from .options import HERE, Workdir
 from ..core.errors import DataError
 from ..core.files import write_whole

@@ -18,7 +18,7 @@ __all__ = ['ManualAnnotatorFactory', 'AutoAnnotatorFactory', 'ManualAnnotator', 
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -34,8 +34,7 @@ from ..core.files import whole_files
 from ..core.types import InspectionReport, Verdict
 from .connectors import ConnectorFactory
 from .formats import segmentation_to_mask
-from sads_jax.data.records import (Annotation, Automatic, ImageRecord, InspectionData, annotate_mask, instance_masks,
-    write_coco)
+from .records import (Annotation, Automatic, ImageRecord, InspectionData, annotate_mask)
 from .sources import Tally
 from .writers import export_data
 

@@ -256,7 +256,8 @@ def _coco_marks(data, ids):
     marks = ((r, a) for r in data.images for a in r.annotations)
     for i, (r, a) in enumerate(marks, 1):
         yield dict(id=i, image_id=r.id, category_id=ids[a.category], bbox=[float(v) for v in a.bbox],
-            segmentation=[] if a.segmentation is None else a.segmentation, area=float(a.area), iscrowd=0) | _origin(a.automatic)
+            segmentation=[] if a.segmentation is None else a.segmentation, area=float(a.area), iscrowd=0,
+            **_origin(a.automatic))
 
 def _json_lines(**sections):
     "A JSON object piece by piece: of a list or generator one entry a line, so that no more than that is held"

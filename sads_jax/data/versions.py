@@ -13,14 +13,14 @@ import json
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import whole_folder, write_whole
 from .checks import read_json
-from .records import ImageRecord, InspectionData, read_coco
+from .records import InspectionData, read_coco
 
 # %% ../../nbs/02_data/66_versions.ipynb #7447b47f
 INDEX, SHARDS = 'index.json', 'shards'

@@ -18,9 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from ..core.errors import DataError
-from ..data.dataset import CVDataset
 from ..data.images import Placement, letterbox
-from ..data.records import InspectionData
 from ..models.anomaly import LEVELS, pooled
 from ..models.backbone import Lite0, pure, to_flat
 

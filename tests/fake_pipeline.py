@@ -1,7 +1,9 @@
 "A pipeline that needs no model, importable by spawned workers: PASS for what decodes, with the real decoder's errors."
 import hashlib
 import os
+import signal
 import time
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +19,8 @@ class FakePipeline:
     "FAIL with one defect where the mean is dark, else PASS; `delay` seconds a batch"
     predictor = Predictor()
 
-    def __init__(self, delay:float=0., log:str|None=None): self.delay, self.log = delay, log
+    def __init__(self, delay:float=0., log:str|None=None, version:str='fake'):
+        self.delay, self.log, self.version = delay, log, version
 
     def run_inference(self, srcs, *, part_ids=None, names=None, batch_size=8, on_error='raise'):
         if self.log:
@@ -33,6 +36,9 @@ class FakePipeline:
     def process_request(self, src, *, part_id=None): return self.run_inference([src], part_ids=[part_id])[0]
 
     def _one(self, src, name, part_id, on_error):
+        if name == 'poison.png': raise RuntimeError('a fault of the program')
+        if name == 'kill.png': os.kill(os.getpid(), signal.SIGKILL)
+        if name == 'hang.png': time.sleep(600)
         try:
             image = src if isinstance(src, np.ndarray) else read_image(src, name=name)
         except SADSError as e:
@@ -52,9 +58,14 @@ class FakePipeline:
         return InspectionReport(verdict=Verdict.FAIL if dark else Verdict.PASS, defects=[defect] if dark else [],
             reasons=[Reason(rule='any defect', verdict=Verdict.FAIL, text='FAIL: pit', defect=0)] if dark else [],
             image_score=round(1 - float(image.mean()) / 255, 4), image_sha256=hashlib.sha256(data).hexdigest(),
-            image_size=(w, h), model_version='fake', part_id=part_id, rules_version='fake', timings_ms={'total': 1.0})
+            image_size=(w, h), model_version=self.version, part_id=part_id, rules_version='fake',
+            timings_ms={'total': 1.0})
 
-def load(delay:float=0., log:str|None=None): return FakePipeline(delay, log)
+def load(delay:float=0., log:str|None=None, version:str='fake'): return FakePipeline(delay, log, version)
+
+def resolve(delay, ref):
+    "As `resolve_model`: a model whose version is its name; 'broken' does not load"
+    return (load_broken if ref == 'broken' else partial(load, delay, None, ref)), None, ref
 
 def load_broken(): raise RuntimeError('no model here')
 

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     deadline_ms: float = Field(30_000., gt=0, description='longest time to an answer; later it is 504 [ms]')
     workers: int = Field(0, ge=0, le=64, description='processes that judge; 0: cores over cpu_threads')
     worker_timeout_s: float = Field(60., gt=0, description='a worker that judges one batch longer is replaced [s]')
-    drain_s: float = Field(3., ge=0, description='after SIGTERM still answers, closing each connection, for so long [s]')
+    drain_s: float = Field(
+        3.0, ge=0, description='after SIGTERM still answers, closing each connection, for so long [s]'
+    )
     max_connections: int = Field(1024, ge=1, description='open connections; more are answered 503')
     header_timeout_s: float = Field(10., gt=0, description='longest time for the head of a request to arrive [s]')
     body_timeout_s: float = Field(30., gt=0, description='longest time for the body of a request to arrive [s]')

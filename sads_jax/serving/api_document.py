@@ -52,18 +52,45 @@ def _predict():
         'masks': (['rle', 'polygon', 'none'], 'form of the masks')}
     file = _string(format='binary', description='the image file')
     views = {'type': 'array', 'items': file, 'description': 'several photographs of one part'}
-    either = {'application/json': {'schema': {'anyOf': [_ref('InspectionReport')['schema'], _ref('PartReport')['schema'],
-        {'type': 'object', 'description': 'with ?masks=polygon or none'}]}}, 'image/png': _BINARY}
-    return {'summary': 'Inspect one photograph, or several of one part', 'operationId': 'predict',
-        'parameters': [*(_query(k, {'enum': v}, what) for k, (v, what) in words.items()),
+    either = {
+        'application/json': {
+            'schema': {
+                'anyOf': [
+                    _ref('InspectionReport')['schema'],
+                    _ref('PartReport')['schema'],
+                    {'type': 'object', 'description': 'with ?masks=polygon or none'},
+                ]
+            }
+        },
+        'image/png': _BINARY,
+    }
+    return {
+        'summary': 'Inspect one photograph, or several of one part',
+        'operationId': 'predict',
+        'parameters': [
+            *(_query(k, {'enum': v}, what) for k, (v, what) in words.items()),
             *(_query(k, _string(maxLength=200), f'{what}; for a raw image') for k, what in _ABOUT.items()),
-            _header('X-Deadline-Ms', {'type': 'integer', 'minimum': 1, 'maximum': 999999999}, 'time to the answer [ms]'),
-            _header('Idempotency-Key', _string(minLength=1, maxLength=200, pattern='^[ -~]+$'), 'same key, same answer'),
-            _header('X-Request-ID', _string(), 'comes back with the answer')],
-        'requestBody': {'required': True, 'content': {'multipart/form-data': _form(file=file, views=views),
-            'application/json': _ref('PhotographJSON'), 'image/*': _BINARY, 'application/octet-stream': _BINARY}},
-        'responses': _answers({'description': 'The verdict', 'content': either}, *_JUDGED)}
+            _header(
+                'X-Deadline-Ms', {'type': 'integer', 'minimum': 1, 'maximum': 999999999}, 'time to the answer [ms]'
+            ),
+            _header(
+                'Idempotency-Key', _string(minLength=1, maxLength=200, pattern='^[ -~]+$'), 'same key, same answer'
+            ),
+            _header('X-Request-ID', _string(), 'comes back with the answer'),
+        ],
+        'requestBody': {
+            'required': True,
+            'content': {
+                'multipart/form-data': _form(file=file, views=views),
+                'application/json': _ref('PhotographJSON'),
+                'image/*': _BINARY,
+                'application/octet-stream': _BINARY,
+            },
+        },
+        'responses': _answers({'description': 'The verdict', 'content': either}, *_JUDGED),
+    }
 
+# %% ../../nbs/09_serving/28_api_document.ipynb #c71d0620
 def _batch():
     file = _string(format='binary')
     lines = {'application/x-ndjson': {'schema': _string(description='a PhotographJSON on each line')}}

@@ -24,7 +24,7 @@ from typing import Any
 from litserve.callbacks import CallbackRunner
 from litserve.loops import inference_worker
 
-from ..core.errors import SADSError, ServingError
+from ..core.errors import ServingError
 from ..core.settings import Settings
 from .channel import packed, read_message
 from .problems import BadRequest

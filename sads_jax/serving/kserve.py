@@ -98,7 +98,9 @@ def parse_infer(
 # %% ../../nbs/09_serving/26_kserve.ipynb #44a9e460
 def _wanted(d):
     "Names of the outputs asked for, and which of them in binary"
-    every = bool((d.get('parameters') or {}).get('binary_data_output')) if isinstance(d.get('parameters'), dict) else False
+    every = (
+        bool((d.get('parameters') or {}).get('binary_data_output')) if isinstance(d.get('parameters'), dict) else False
+    )
     asked = d.get('outputs')
     if asked is None: return [(name, every) for name in OUTPUTS]
     if not isinstance(asked, list) or not all(isinstance(o, dict) and o.get('name') in OUTPUTS for o in asked):

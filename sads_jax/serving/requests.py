@@ -9,7 +9,6 @@ __all__ = ['HOW', 'PhotographJSON', 'Asked', 'too_large', 'checked', 'json_objec
            'form_parts', 'parse_form', 'parse_request', 'parse_batch']
 
 # %% ../../nbs/09_serving/16_requests.ipynb #853c146b
-import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,9 @@ _QUOTES = 512 # quotation marks, or brackets, of a JSON body: base64 has none, s
 
 def _few(names, most=3):
     "Some of the names that a client sent, cut"
-    return ', '.join(str(x)[:40] for x in names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    return ', '.join(str(x)[:40] for x in names[:most]) + (
+        f' and {len(names) - most} more' if len(names) > most else ''
+    )
 
 def too_large(
     name:str, # What
@@ -149,7 +150,9 @@ def asked_by(
     if way == 'path': return Asked([Photograph(*_from_path(d['path'], settings), **about)])
     if way == 'url': return Asked([Photograph(*_from_url(d['url'], settings), **about)])
     if way == 'image':
-        return Asked([checked(Photograph(from_base64(d['image'], place + 'image'), place + 'image', **about), settings)])
+        return Asked(
+            [checked(Photograph(from_base64(d['image'], place + 'image'), place + 'image', **about), settings)]
+        )
     views = d['views']
     if not isinstance(views, list) or not 1 <= len(views) <= 64 or not all(isinstance(v, str) for v in views):
         raise BadRequest('must be a list of 1 to 64 strings of base64', where=place + 'views', remedy=HOW)
@@ -208,7 +211,9 @@ def form_parts(
             raise BadRequest(f'has more than {most} parts', where='the body', remedy=HOW)
     def on_field(f):
         one_more()
-        fields.setdefault(f.field_name.decode('utf-8', 'replace'), []).append((f.value or b'').decode('utf-8', 'replace'))
+        fields.setdefault(f.field_name.decode('utf-8', 'replace'), []).append(
+            (f.value or b'').decode('utf-8', 'replace')
+        )
     def on_file(f):
         one_more()
         f.file_object.seek(0)
@@ -235,7 +240,8 @@ def parse_form(
     if unknown := sorted(set(files) - set(_FILES) | set(fields) - set(_ABOUT) - set(_FILES)):
         raise BadRequest('no such field', where=_few(unknown), remedy=HOW)
     for k in _FILES:
-        if k in fields: raise BadRequest('must be a file, not text', where=k, remedy='curl -F file=@photo.png …/predict')
+        if k in fields:
+            raise BadRequest('must be a file, not text', where=k, remedy='curl -F file=@photo.png …/predict')
     for k, values in (*((k, files.get(k, ())) for k in ('file',)), *fields.items()):
         if len(values) > 1:
             raise BadRequest(f'is given {len(values)} times, and a report is about one photograph', where=k,
@@ -280,7 +286,9 @@ def parse_batch(
         if unknown := sorted((set(files) - {'file'}) | (set(fields) - set(_ABOUT))):
             raise BadRequest('no such field', where=_few(unknown), remedy='Name each file `file`')
         about = _about({k: v[0] for k, v in fields.items()})
-        jobs = [lambda n=n, d=d: Asked([checked(Photograph(d, n, **about), settings)]) for n, d in files.get('file', ())]
+        jobs = [
+            lambda n=n, d=d: Asked([checked(Photograph(d, n, **about), settings)]) for n, d in files.get('file', ())
+        ]
     else:
         raise BadRequest(f'cannot read content of type {kind[:40] or "(none)"}', where='Content-Type', status=415,
             remedy='Send multipart/form-data with parts named `file`, or application/x-ndjson')

@@ -159,10 +159,14 @@ async def judge_one(desk:Desk, shot:Photograph, about:Context) -> Judgement:
     digest = hashlib.sha256(shot.data).hexdigest()
     key = digest, desk.dispatcher.api.version
     kept = None if shot.draw or not desk.recent.most else desk.recent.get(key)
-    if kept: done = Judgement(Answer(for_another(kept, shot.part_id, shot.station_id or desk.settings.station_id)), 0., 0., 0)
+    if kept:
+        done = Judgement(
+            Answer(for_another(kept, shot.part_id, shot.station_id or desk.settings.station_id)), 0.0, 0.0, 0
+        )
     else:
         done = await desk.dispatcher.judge(shot, about.seconds)
-        if desk.recent.most and not shot.draw: desk.recent.put(key, done.answer.report, len(done.answer.report))
+        if desk.recent.most and not shot.draw:
+            desk.recent.put(key, done.answer.report, len(done.answer.report))
     if desk.observers: desk.observers.tell(_event(shot, digest, done, about))
     return done
 
@@ -299,7 +303,9 @@ async def change_model(desk:Desk, request:Request, caller:str|None) -> Response:
     body = await read_body(request.scope, request.receive, 2**12, desk.settings.body_timeout_s)
     d = json_object(body)
     if set(d) != {'ref'} or not isinstance(d['ref'], str) or not 1 <= len(d['ref']) <= 500:
-        raise BadRequest('must be {"ref": "champion"}: an alias, a version, or the folder of a bundle', where='the body')
+        raise BadRequest(
+            'must be {"ref": "champion"}: an alias, a version, or the folder of a bundle', where='the body'
+        )
     before, start = desk.dispatcher.api.version, time.perf_counter()
     load, check, version = await asyncio.to_thread(desk.resolve, d['ref'])
     if version != before: await desk.dispatcher.replace(load, check, version)

@@ -8,7 +8,7 @@ Docs: https://sads-jax.github.io/sads_jax/09_serving/server.html.md"""
 __all__ = ['SERVED', 'check_address', 'keys_for', 'SADSServer', 'Listener', 'make_server', 'find_model', 'resolve_model',
            'build_server', 'serve']
 
-# %% ../../nbs/09_serving/20_server.ipynb #c0adb5b0
+# %% ../../nbs/09_serving/20_server.ipynb #b298c067
 import asyncio
 import multiprocessing
 import signal
@@ -24,6 +24,7 @@ from typing import Any
 import litserve as ls
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
@@ -39,7 +40,7 @@ from .observers import Observer, Observers
 from .routes import ROUTES, Desk, Resolve, routes_of, wrong_address
 from .service import SADSInferenceService, check_answers, load_bundle
 
-# %% ../../nbs/09_serving/20_server.ipynb #401515c9
+# %% ../../nbs/09_serving/20_server.ipynb #f4f6f3d7
 _HOSTS = {'localhost': '127.0.0.1', '127.0.0.1': '127.0.0.1', '0.0.0.0': '0.0.0.0', '::': '::'}
 
 def check_address(
@@ -62,7 +63,7 @@ def check_address(
                 remedy='Stop the other server, or choose another port with --port') from e
     return address
 
-# %% ../../nbs/09_serving/20_server.ipynb #91b52dd8
+# %% ../../nbs/09_serving/20_server.ipynb #18516437
 def keys_for(
     settings:Settings, # Host, and the file of keys
 ) -> KeyRing|None: # None: nobody is asked for a key
@@ -74,7 +75,7 @@ def keys_for(
             remedy='Make one with sads keys add NAME, or listen on 127.0.0.1')
     return ring
 
-# %% ../../nbs/09_serving/20_server.ipynb #02b43a5c
+# %% ../../nbs/09_serving/20_server.ipynb #213360b3
 SERVED = 'LitServer.app', 'LitServer.lifespan', 'LitServer.run', 'LitAPI.setup', 'loops.base.LitLoop.run', \
     'loops.inference_worker', 'callbacks.CallbackRunner'
 
@@ -93,6 +94,7 @@ class SADSServer(ls.LitServer):
     async def lifespan(self, app:FastAPI):
         "Start the workers with the listener, and end them after it"
         await self.dispatcher.start()
+        await asyncio.to_thread(Image.init)  # Pillow's decoders, before the first photograph
         try: yield
         finally:
             await self.dispatcher.stop()
@@ -109,7 +111,7 @@ class SADSServer(ls.LitServer):
         listener.run()
         if self.failure: raise self.failure
 
-# %% ../../nbs/09_serving/20_server.ipynb #4147e066
+# %% ../../nbs/09_serving/20_server.ipynb #47a09dc5
 class Listener(uvicorn.Server):
     "uvicorn's server, which leaves in order"
     def __init__(self, server:SADSServer, config:uvicorn.Config):
@@ -134,6 +136,9 @@ class Listener(uvicorn.Server):
         "Answer for a while, then close"
         end = time.monotonic() + self.server.desk.settings.drain_s
         while time.monotonic() < end and not (at_once and not self.server_state.connections): await asyncio.sleep(.02)
+        for s in self.servers: s.close()  # nobody new; who is connected and still silent gets a moment to speak
+        end = time.monotonic() + 1
+        while time.monotonic() < end and any(c.awaited for c in self.server_state.connections): await asyncio.sleep(.02)
         self.should_exit = True
 
     def tell(self) -> None:
@@ -144,7 +149,7 @@ class Listener(uvicorn.Server):
         "No worker ever will"
         self.server.failure, self.should_exit = e, True
 
-# %% ../../nbs/09_serving/20_server.ipynb #d259583d
+# %% ../../nbs/09_serving/20_server.ipynb #1e94a4b3
 def make_server(
     load:Callable[[], Any], # Picklable; returns a `SADSPipeline`, in the worker
     settings:Settings, # Batching and limits
@@ -159,7 +164,9 @@ def make_server(
     "A server that is not yet started, around any pipeline; `ServingError` where a key is needed and there is none"
     service = SADSInferenceService(load, settings=settings, version=version, warm=warm, check=check)
     server = SADSServer(service, accelerator='cpu')  # 'cpu' keeps LitServe from looking for GPUs; JAX finds its own
-    server.desk = desk = Desk(settings, Dispatcher(service, settings), keys_for(settings), Observers(observers), resolve)
+    server.desk = desk = Desk(
+        settings, Dispatcher(service, settings), keys_for(settings), Observers(observers), resolve
+    )
     app = server.app
     app.router.routes.clear()  # LitServe's own answers
     app.user_middleware[:] = [Middleware(Guard, settings=settings, leaving=lambda: desk.leaving)]
@@ -171,7 +178,7 @@ def make_server(
     for path, other in (mounts or {}).items(): app.mount(path, other)
     return server
 
-# %% ../../nbs/09_serving/20_server.ipynb #5b6a6228
+# %% ../../nbs/09_serving/20_server.ipynb #29b2d006
 def find_model(
     settings:Settings, # The registry, and whose bundles may enter
     ref:str, # Alias, version, or the folder of a bundle

@@ -3,6 +3,7 @@ import base64
 import concurrent.futures
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -284,3 +285,32 @@ def test_the_main_process_of_a_real_server_has_no_jax(bundle):
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True
     ).stdout.split()
     assert 'litserve' in loaded and not {'jax', 'jaxlib', 'flax', 'mlflow'} & set(loaded)
+
+def test_another_bundle_is_taken_over_and_a_corrupt_one_is_not(bundle, tmp_path):
+    "`sads serve`, a folder as the reference: loaded in the worker, its golden photographs judged first"
+    import dark_cascade
+
+    from sads_jax.registry.bundle import bundle_version
+    for name, threshold in (('next', .6), ('corrupt', .7)):
+        dark_cascade.bundle(tmp_path/name, threshold=threshold)
+    weights = tmp_path/'corrupt'/'weights.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'?')
+    port = free_port()
+    env = os.environ | {'SADS_DRAIN_S': '0', 'SADS_CACHE_DIR': str(tmp_path/'cache')}
+    command = [sys.executable, '-m', 'sads_jax.cli.main', 'serve', '--bundle', bundle/'bundle', '--port', port]
+    p = subprocess.Popen(list(map(str, command)), env=env, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True)
+    url, data = f'http://127.0.0.1:{port}', (bundle/'photos'/'0.png').read_bytes()
+    try:
+        while not p.stdout.readline().startswith('ready'): assert p.poll() is None
+        change = lambda ref: httpx.post(f'{url}/admin/models', json={'ref': str(ref)}, timeout=120)
+        before = raw(url, data).json()
+        r = change(tmp_path/'corrupt')
+        assert r.status_code == 422 and 'weights.safetensors' in r.json()['detail'], r.text
+        assert raw(url, data).json()['model_version'] == before['model_version'] == bundle_version(bundle/'bundle')
+        assert change(tmp_path/'next').json()['version'] == bundle_version(tmp_path/'next')
+        assert raw(url, data).json()['model_version'] == bundle_version(tmp_path/'next')
+        assert change('nobody').status_code == 422
+    finally:
+        code, left, out = stop(p)
+    assert (code, left) == (0, []), out

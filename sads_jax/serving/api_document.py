@@ -42,16 +42,22 @@ _ABOUT = {'part_id': 'written into the report', 'station_id': "written into the 
     'lot': 'kept with the inspection'}
 
 def _form(**files):
-    "A form with these files, and what is said about them"
-    return {'schema': {'type': 'object', 'additionalProperties': False, 'properties': files | {
-        k: _string(maxLength=200, description=what) for k, what in _ABOUT.items()}}}
+    "A form with one of these files, and what is said about them"
+    return {
+        'schema': {
+            'type': 'object',
+            'anyOf': [{'required': [k]} for k in files],
+            'additionalProperties': False,
+            'properties': files | {k: _string(maxLength=200, description=what) for k, what in _ABOUT.items()},
+        }
+    }
 
 # %% ../../nbs/09_serving/28_api_document.ipynb #aecc0ef3
 def _predict():
     words = {'overlay': (['png'], 'answer with the picture with outlines'),
         'masks': (['rle', 'polygon', 'none'], 'form of the masks')}
     file = _string(format='binary', description='the image file')
-    views = {'type': 'array', 'items': file, 'description': 'several photographs of one part'}
+    views = {'type': 'array', 'minItems': 1, 'items': file, 'description': 'several photographs of one part'}
     either = {
         'application/json': {
             'schema': {
@@ -96,7 +102,7 @@ def _batch():
     lines = {'application/x-ndjson': {'schema': _string(description='a PhotographJSON on each line')}}
     return {'summary': 'Inspect many photographs', 'operationId': 'predict_batch',
         'requestBody': {'required': True, 'content': lines | {'multipart/form-data': _form(
-            file={'type': 'array', 'items': file})}},
+            file={'type': 'array', 'minItems': 1, 'items': file})}},
         'responses': _answers({'description': 'One line each: index and report, or index and problem',
             'content': {'application/x-ndjson': {'schema': _string()}}}, *_JUDGED)}
 

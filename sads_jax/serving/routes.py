@@ -353,8 +353,15 @@ def routes_of(
         async def get(request): return answer(desk, request)
         return get
     probes = [Route(path, asked(answer), methods=['GET']) for path, answer in PROBES.items()]
-    return [Route(path, endpoint(desk, handler, scope), methods=[verb])
-        for (verb, path), (handler, scope) in table.items()] + probes
+    calls = {}
+    for (verb, path), (handler, scope) in table.items():
+        calls.setdefault(path, {})[verb] = endpoint(desk, handler, scope)
+    return [Route(path, _by_verb(verbs), methods=list(verbs)) for path, verbs in calls.items()] + probes
+
+def _by_verb(verbs):
+    "One route for all verbs of an address, so that `Allow` names them all"
+    async def answered(request): return await verbs.get(request.method, verbs.get('GET'))(request)
+    return answered
 
 def wrong_address(
     desk:Desk,

@@ -1,5 +1,6 @@
 "A pipeline that needs no model, importable by spawned workers: PASS for what decodes, with the real decoder's errors."
 import hashlib
+import json
 import os
 import signal
 import time
@@ -70,3 +71,16 @@ def resolve(delay, ref):
 def load_broken(): raise RuntimeError('no model here')
 
 def load_killed(): os._exit(9)
+
+class Scribe:
+    "An observer that writes what it is told to a file"
+    def __init__(self, path): self.file = open(path, 'w')
+
+    def judged(self, e):
+        row = dict(id=e.request_id, part=e.report.part_id, sha256=e.sha256, same=e.report.image_sha256 == e.sha256,
+            size=len(e.photograph), stages=sorted(e.timings_ms), lot=e.lot, source=e.source)
+        self.file.write(json.dumps(row) + '\n')
+
+    def refused(self, e): self.file.write(json.dumps(dict(id=e.request_id, status=e.status)) + '\n')
+
+    def close(self): self.file.close()

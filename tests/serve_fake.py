@@ -15,10 +15,11 @@ if __name__ == '__main__':
     args = [float(rest[0]), *rest[1:]] if rest else []
     plain = dict(port=int(port), batch_timeout_ms=50, max_batch_size=8, max_image_mb=4, drain_s=0, workers=1)
     settings = Settings(**(plain | json.loads(os.environ.get('FAKE_SETTINGS', '{}'))))
+    watching = [fake_pipeline.Scribe(os.environ['FAKE_SEEN'])] if 'FAKE_SEEN' in os.environ else []
     try:
         check_address(settings.host, settings.port)
         server = make_server(partial(getattr(fake_pipeline, loader), *args), settings, version='fake',
-            resolve=partial(fake_pipeline.resolve, args[0] if args else 0.))
+            resolve=partial(fake_pipeline.resolve, args[0] if args else 0.), observers=watching)
         server.on_ready = lambda: print('ready', flush=True)
         serve(server, settings)
     except SADSError as e: sys.exit(f'error: {e}')

@@ -211,6 +211,27 @@ def test_every_answer_has_the_request_id_and_says_nothing_to_browsers(server):
     for bad in ('a b', 'x'*65):
         assert httpx.get(f'{server[0]}/livez', headers={'x-request-id': bad}).headers['x-request-id'] != bad
 
+def test_observers_hear_of_every_answer_once(tmp_path, monkeypatch):
+    monkeypatch.setenv('FAKE_SEEN', str(tmp_path/'seen'))
+    p, url = start()
+    for i in range(3): raw(url, png(i), params={'part_id': f'P{i}', 'lot': 'L'}, headers={'x-request-id': f'r{i}'})
+    raw(url, b'x', headers={'x-request-id': 'bad'})
+    raw(url, png(0), params={'part_id': 'again'}, headers={'x-request-id': 'r3'})  # from the cache
+    assert stop(p)[0] == 0
+    seen = {r.pop('id'): r for r in map(json.loads, (tmp_path/'seen').read_text().splitlines())}
+    assert set(seen) == {'r0', 'r1', 'r2', 'r3', 'bad'} and seen['bad'] == {'status': 422}
+    assert (seen['r1']['part'], seen['r1']['lot'], seen['r3']['part']) == ('P1', 'L', 'again') and seen['r1']['same']
+    assert seen['r1']['stages'] == ['judge', 'parse', 'queue', 'receive', 'total'] and seen['r1']['size'] == len(png(1))
+
+def test_another_application_can_be_mounted_beside(tmp_path):
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    from sads_jax.core.settings import Settings
+    from sads_jax.serving.server import make_server
+    server = make_server(dict, Settings(api_keys=tmp_path/'none'), mounts={'/metrics': PlainTextResponse('up 1')})
+    assert TestClient(server.app, base_url='http://localhost').get('/metrics').text == 'up 1'
+
 # -- The Open Inference protocol
 
 def test_the_open_inference_protocol_in_json(server):

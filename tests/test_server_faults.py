@@ -178,6 +178,10 @@ def test_slow_clients_crowds_and_strangers(begun):
     with connect(url) as s:
         s.sendall(b'GET /livez HTTP/1.1\r\nX: ' + b'y'*40_000 + b'\r\n\r\n')
         assert s.recv(4096).startswith(b'HTTP/1.1 431 ')
+    for path, body, closes in (('nope', b'Content-Length: 999\r\n\r\nx', True), ('nope', b'\r\n', False)):
+        with connect(url) as s:  # whose body nobody waits for may not go on sending it
+            s.sendall(b'POST /' + path.encode() + b' HTTP/1.1\r\nHost: localhost\r\n' + body)
+            assert (b'connection: close' in s.recv(4096)) == closes
     assert httpx.get(f'{url}/livez', headers={'host': 'evil.example'}).status_code == 421
     assert httpx.get(f'{url}/livez').status_code == 200
 

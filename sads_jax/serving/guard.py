@@ -140,19 +140,25 @@ class Guard:
         given = header_of(scope, b'x-request-id')
         request_id = given if _ID.match(given) else uuid.uuid4().hex
         scope['state'] |= {'request_id': request_id, 'received': datetime.now(UTC)}
+        unread = header_of(scope, b'content-length') not in ('', '0') or bool(header_of(scope, b'transfer-encoding'))
+        async def heard():
+            nonlocal unread
+            message = await receive()
+            if not message.get('more_body'): unread = False
+            return message
         async def answer(message):
             if message['type'] == 'http.response.start':
                 ours = [*_HEADERS, (b'x-request-id', request_id.encode())]
                 have = {k for k, _ in message['headers']}
                 if b'content-security-policy' not in have: ours.append(_POLICY)
-                if self.leaving() or message['status'] in (408, 413): ours.append((b'connection', b'close'))
+                if self.leaving() or unread: ours.append((b'connection', b'close'))
                 message = message | {'headers': [*message['headers'], *ours]}
             await self._sent(send, message)
         if not host_allowed(header_of(scope, b'host'), self.settings):
             e = BadRequest('this name is not served here', where='Host', status=421,
                 remedy='List it in allowed_hosts of settings.ini')
             return await plain_answer(answer, problem_of(e, request_id))
-        await self.app(scope, receive, answer)
+        await self.app(scope, heard, answer)
 
     async def _sent(self, send, message):
         "A client that does not read its answer is left"

@@ -8,7 +8,7 @@ from kept_programs import keep_programs  # noqa: E402
 keep_programs()
 
 LONGEST = ('boxes_head', 'domain', 'orchestrators', 'models', 'onnx', 'inference', 'finetune', 'contrastive', 'weak',
-    'contracts', 'toy_domain', 'serving', 'evaluation_depth', 'tiling', 'init', 'evaluation')
+    'contracts', 'toy_domain', 'server_faults', 'server_answers', 'evaluation_depth', 'tiling', 'init', 'evaluation')
 
 def pytest_collection_modifyitems(items):
     "Files that take minutes come first, so that no process is left with one of them at the end"

@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy_and_names_every_command():
     assert not {'jax', 'numpy', 'pydantic', 'PIL', 'litserve', 'flax'} & set(r.stderr.split())
     for c in (
         'ingest', 'split', 'train', 'evaluate', 'run', 'predict', 'serve', 'models', 'operate', 'rules', 'scale',
-        'parity', 'compare', 'doctor', 'params', 'stage'
+        'parity', 'compare', 'doctor', 'params', 'stage', 'keys'
     ):
         assert f'\n  {c} ' in r.stdout, c
     assert '...' not in r.stdout.partition('Commands:')[2], 'cut off'

@@ -327,7 +327,7 @@ def test_the_served_description_names_no_other_host():
     import re
 
     import httpx
-    from test_serving import start, stop
+    from server_kit import start, stop
     p, url = start("load")
     try:
         page = httpx.get(f"{url}/docs")

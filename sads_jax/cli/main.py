@@ -20,6 +20,7 @@ from .console import console, epilog, say, table
 from .data import data
 from .doctor import DOCTOR_EXAMPLES, doctor
 from .init import INIT_EXAMPLES, init
+from .keys import keys
 from .labels import NEXT_EXAMPLES, annotate, next_photographs
 from .launch import launch_environment
 from .models import models
@@ -80,7 +81,7 @@ def _root(
     epilog=epilog('sads serve                                        the champion, on 127.0.0.1:8000',
         'sads serve --bundle bundle --host 0.0.0.0 --port 9000', '',
         'curl -F file=@part.png -F part_id=A7 http://127.0.0.1:8000/predict',
-        'curl http://127.0.0.1:8000/health                  /docs and /openapi.json describe the rest')
+        'curl http://127.0.0.1:8000/readyz                  /docs and /openapi.json describe the rest')
 )
 def serve(
     bundle: BundleFolder = None, model: ModelName = None,
@@ -113,6 +114,7 @@ app.command('init', epilog=INIT_EXAMPLES)(init)
 app.add_typer(stages_app)  # without a name: ingest, split, train, evaluate, run, stage
 app.command('predict', epilog=PREDICT_EXAMPLES)(predict)
 app.add_typer(models, name='models')
+app.add_typer(keys, name='keys')
 app.add_typer(data, name='data')
 data.add_typer(annotate, name='annotate')
 data.command('next', epilog=NEXT_EXAMPLES)(next_photographs)

@@ -121,7 +121,8 @@ def settle(
     if uri.startswith('sqlite:///'): uri = f"sqlite:///{base/uri.removeprefix('sqlite:///')}"
     return settings.model_copy(
         update=dict(
-            registry_uri=uri, registry_artifacts=base / settings.registry_artifacts, cache_dir=base / settings.cache_dir
+            registry_uri=uri, registry_artifacts=base / settings.registry_artifacts,
+            cache_dir=base / settings.cache_dir, api_keys=base / settings.api_keys
         )
     )
 

@@ -638,3 +638,11 @@ def test_overlay_of_large_and_tiny_images():
         assert svg.count('class="halo"') == 2 and max(map(int,
             svg.split('viewBox="0 0 ')[1].split('"')[0].split())) <= 420
     assert class_map(r, CATS).max() == 2
+
+def test_where_nobody_drew_a_defect_masks_have_no_score():
+    "A reported mask on a good photograph is no Dice of 0: without a true pixel there is nothing to meet"
+    m = metrics.MetricFactory({'kind': 'masks'}, categories=('pit',))
+    m.counts += [[0, 7, 0], [0, 7, 0]]
+    assert m.result()['dice'] is None and m.result()['mean_iou'] is None
+    m.counts += [[3, 0, 1], [3, 0, 1]]
+    assert m.result()['iou'] == 3/11

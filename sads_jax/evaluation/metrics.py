@@ -437,6 +437,7 @@ class MasksMetric:
     def result(self) -> dict[str, Any]:
         "images, iou, dice (any defect), mean_iou, mean_dice (over named classes that occur); per class iou, dice"
         iou, dice = mask_scores(self.counts)
+        if not self.counts[0, [0, 2]].sum(): iou = dice = [None]*len(iou)  # nobody drew a defect: nothing to meet
         mean = lambda x: float(np.mean([v for v in x if v is not None])) if any(v is not None for v in x) else None
         return dict(images=self.images, iou=iou[0], dice=dice[0], mean_iou=mean(iou[1:]), mean_dice=mean(dice[1:]),
             classes=_by_class(self.categories, iou=iou[1:], dice=dice[1:]))

@@ -156,8 +156,8 @@ def training_key(
 # %% ../../nbs/11_orchestrators/15_stages.ipynb #5a88862c
 def _to_learn_from(at, params):
     "The data with the labels that models may learn from, and the split"
-    ids = splits.read_split(at.split/'split.json')
-    return trusted(read_coco(at.dataset), ids['train'], params.split.learn_automatic), ids
+    data, ids = read_coco(at.dataset), splits.read_split(at.split/'split.json')
+    return trusted(data, ids['train'], params.split.learn_automatic), ids
 
 def train(
     task:str, # detector, classifier or segmenter

@@ -21,7 +21,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from real_servers import postgres, s3
 from sqlalchemy import func, select, text
+from typer.testing import CliRunner
 
+from sads_jax.cli.main import app
 from sads_jax.core.errors import ParamsError
 from sads_jax.core.types import RLE, Defect, InspectionReport, Reason
 from sads_jax.data.formats import mask_to_rle
@@ -217,6 +219,30 @@ def test_exports_say_the_same_as_the_store(store, tmp_path):
         '=cmd()': (True, ['pit']), 'A2': (False, []), 'A3': (None, ['crack']), 'A4': (False, [])}
     with pytest.raises(ParamsError, match='no format'): export(store, Query(), tmp_path/'x', 'xlsx')
 
+def test_the_commands_say_what_the_store_says(tmp_path):
+    store = open_store(f'sqlite:///{tmp_path}/.sads/inspections.db', f'{tmp_path}/.sads/photographs')
+    store.add([decision(i, verdict='FAIL' if i == 2 else 'PASS', label='pit' if i == 2 else None) for i in range(1, 6)])
+    store.close()
+    def sads(*args, code=0):
+        done = CliRunner().invoke(app, ['inspections', *map(str, args), '--workdir', str(tmp_path)])
+        assert done.exit_code == code, (args, done.output)
+        return done.output + (str(done.exception) if code else '')
+    assert '4 PASS' in sads('list', '--verdict', 'PASS')
+    assert 'A2' not in sads('list', '--until', '2026-11-02T06:02+00:00')
+    assert json.loads(sads('show', 2, '--photo', tmp_path/'p.png'))['report']['defects'][0]['label'] == 'pit'
+    assert (tmp_path/'p.png').read_bytes() == photograph(2)
+    assert sads('review', 2, 'PASS', '--by', 'M. Keller') == '2: FAIL -> PASS by M. Keller\n'
+    assert sads('export', tmp_path/'o.csv', '--review', 'PASS').endswith('o.csv: 1 inspections\n')
+    assert len((tmp_path/'o.csv').read_text().splitlines()) == 2
+    size = 4*len(photograph(1))/1e9
+    assert sads('prune', '--verdict', 'PASS') == f'would remove 4 photographs ({size:.3f} GB), 0 inspections\n'
+    assert sads('prune', '--verdict', 'PASS', '--yes').startswith('removed 4')
+    assert sads('prune', '--verdict', 'PASS', '--yes').startswith('removed 0')
+    for args, says in ((['prune', '--yes'], 'everything would go'), (['show', 77], 'no such inspection'),
+            (['review', 2, 'GOOD', '--by', 'x'], 'is no verdict'), (['list', '--since', 'soon'], 'is no time'),
+            (['show', 1, '--photo', tmp_path/'q.png'], 'not kept'), (['export', 'x.xls'], 'no format')):
+        assert says in sads(*args, code=1), args
+
 # ---------------------------------------------------------------- the recorder: nothing twice, nothing lost
 
 def drained(recorder, seconds=30):
@@ -366,6 +392,8 @@ def test_a_server_killed_with_verdicts_in_its_spool_has_each_once_after_a_restar
     p.communicate()
     p, url = serve(tmp_path, free_port())
     try:
+        end = time.monotonic() + 20  # what waited is stored without another decision
+        while httpx.get(f'{url}/inspections').status_code == 503 and time.monotonic() < end: time.sleep(.1)
         post(url, 10, part_id='A10')  # the same id again: another decision
         end = time.monotonic() + 20
         while time.monotonic() < end:
@@ -373,7 +401,7 @@ def test_a_server_killed_with_verdicts_in_its_spool_has_each_once_after_a_restar
             if answer.status_code == 200 and answer.json()['next']: break
             time.sleep(.1)
         page = answer.json()
-        rest = httpx.get(page['next']).json()
+        rest = httpx.get(url + page['next']).json()
         found = page['inspections'] + rest['inspections']
         assert sorted(i['part'] for i in found) == ['A10', 'A10', 'A200', 'A220', 'A30'] and rest['next'] is None
         one = next(i for i in found if i['part'] == 'A200')

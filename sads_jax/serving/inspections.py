@@ -71,8 +71,8 @@ async def _page(recorder, desk, request, caller):
     q, most = query_of(request)
     found = await _asked(recorder, lambda s: s.find(q, most + 1))
     more = len(found) > most
-    following = str(request.url.include_query_params(before=found[most - 1].id)) if more else None
-    return JSONResponse(dict(inspections=[shown(i) for i in found[:most]], next=following))
+    url = request.url.include_query_params(before=found[most - 1].id) if more else None
+    return JSONResponse(dict(inspections=[shown(i) for i in found[:most]], next=url and f'{url.path}?{url.query}'))
 
 async def _one(recorder, desk, request, caller):
     return JSONResponse(shown(await _asked(recorder, partial(_get, number=_number(request))), whole=True))

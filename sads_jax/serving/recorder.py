@@ -170,13 +170,9 @@ class Recorder:
         pause = .5
         while True:
             names = self.spool.first(_TOGETHER)
-            if not names:
-                if self._leaving.is_set(): return
-                self._wake.wait(.5)
-                self._wake.clear()
-                continue
             try:
-                self._batch(names)
+                if self.store is None: self.store = self.connect()
+                if names: self._batch(names)
                 self._trouble, pause = None, .5
             except Exception as e:  # whatever a database, driver or object store raises: it is asked again
                 self._trouble = f'the store is away: {type(e).__name__}: {str(e).splitlines()[0][:200]}'
@@ -184,6 +180,11 @@ class Recorder:
                 self._disconnect()
                 if self._leaving.wait(pause): return
                 pause = min(2*pause, _PATIENCE)
+                continue
+            if not names:
+                if self._leaving.is_set(): return
+                self._wake.wait(.5)
+                self._wake.clear()
 
     def _disconnect(self):
         if self.store: self.store.close()
@@ -191,7 +192,6 @@ class Recorder:
 
     def _batch(self, names):
         "Bring these to the store, and forget them"
-        if self.store is None: self.store = self.connect()
         good = []
         for name in names:
             try: good.append((name, self.spool.read(name)))

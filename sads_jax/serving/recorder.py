@@ -134,7 +134,7 @@ class Recorder:
                 threshold=self.threshold_of(r.model_version))
             self.spool.put(d, event.photograph)
             self._spool_trouble = None
-        except (OSError, SADSError) as e:
+        except (OSError, ValueError, SADSError) as e:  # no room, or a text that UTF-8 cannot say
             self.lost += 1
             self._spool_trouble = f'decisions are lost, {self.lost} so far: {e}'
             self._say(self._spool_trouble)

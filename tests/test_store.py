@@ -344,6 +344,30 @@ def test_a_full_disk_loses_decisions_says_so_and_goes_on(tmp_path, monkeypatch):
     assert recorder.trouble is None and recorder.state()['lost'] == 5 and recorder.written == 1
     recorder.close()
 
+def test_a_disk_that_is_really_full(tmp_path):
+    "A small file system of its own, which only root can mount"
+    small, here = tmp_path/'small', []
+    small.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', small], capture_output=True).returncode:
+        pytest.skip('no small file system can be mounted here')
+    def connect():
+        if not here: raise ConnectionError('not yet')
+        return open_store(f'sqlite:///{tmp_path}/i.db', f'{tmp_path}/photographs')
+    try:
+        recorder = Recorder(connect, Spool(small/'spool'))
+        for i in range(200): recorder.judged(event(i))
+        kept = len(recorder.spool)
+        assert recorder.lost > 50 and kept > 20 and kept + recorder.lost == 200
+        assert 'No space left' in recorder.trouble
+        here.append(True)
+        drained(recorder)
+        recorder.judged(event(200))  # there is room again
+        drained(recorder)
+        assert recorder.trouble is None and recorder.state()['bad'] == 0
+        whole(recorder.store, kept + 1)
+        recorder.close()
+    finally: subprocess.run(['umount', '-l', small], check=True)
+
 def test_a_second_server_adopts_what_a_killed_one_left(tmp_path):
     first, second = Spool(tmp_path), Spool(tmp_path)
     assert first.folder != second.folder

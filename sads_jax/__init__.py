@@ -21,6 +21,7 @@ A package imports only from those above it.
 Modules:
 
 - `sads_jax.core.canvas`: The fixed numbers of a canvas: what it is padded with, and how many of its pixels one cell of each map covers
+- `sads_jax.core.chain`: Rows that hold one another: whoever changes one later is found
 - `sads_jax.core.drawing`: A photograph with what was found on it, as SVG over an embedded JPEG
 - `sads_jax.core.pictures`: Opening a picture file that nobody vouches for: known formats, bounded size, one frame
 - `sads_jax.core.templates`: Pages and drawings from templates that lie beside the code that fills them

@@ -52,6 +52,10 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('orchestrators.stages', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
     ('orchestrators.stages', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
     ('registry.registries', '_fetch', 'got.rename'): 'from a download, in a part, to a name in a part',
+    ('serving.recorder', '_claim', 'p.rename'): 'a decision of the spool, from a folder whose lock is ours',
+    ('serving.recorder', 'done', 'path.rename'): 'a decision of our spool that the store refuses, set aside',
+    ('serving.recorder', 'done', 'path.unlink'): 'a decision of our spool that the store has',
+    ('serving.recorder', 'done', 'self._waiting.remove'): 'from a list, not from the disk',
     ('training.loop', 'fit', 'remove'): 'core.files.remove, marked at the start'}
 
 def removals():

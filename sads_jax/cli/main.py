@@ -15,11 +15,13 @@ from typing import Annotated
 
 import typer
 
+from .audit import audit
 from .compare import COMPARE_EXAMPLES, compare
 from .console import console, epilog, say, table
 from .data import data
 from .doctor import DOCTOR_EXAMPLES, doctor
 from .init import INIT_EXAMPLES, init
+from .inspections import inspections
 from .keys import keys
 from .labels import NEXT_EXAMPLES, annotate, next_photographs
 from .launch import launch_environment
@@ -103,7 +105,8 @@ def serve(
     except RegistryError as e: raise ServingError(e.what, where=e.where, remedy=e.remedy) from e
     from sads_jax.registry.bundle import bundle_version
     from sads_jax.serving import server as srv
-    built = srv.build_server(folder, s)
+    from sads_jax.serving.inspections import build_with_store
+    built = build_with_store(folder, s)
     say(f'loading bundle {bundle_version(folder)} from {folder} …')
     built.on_ready = lambda: say(f'ready: POST http://{s.host}:{s.port}/predict   (described at /docs; Ctrl-C stops)')
     srv.serve(built, s)
@@ -115,6 +118,8 @@ app.add_typer(stages_app)  # without a name: ingest, split, train, evaluate, run
 app.command('predict', epilog=PREDICT_EXAMPLES)(predict)
 app.add_typer(models, name='models')
 app.add_typer(keys, name='keys')
+app.add_typer(inspections, name='inspections')
+app.add_typer(audit, name='audit')
 app.add_typer(data, name='data')
 data.add_typer(annotate, name='annotate')
 data.command('next', epilog=NEXT_EXAMPLES)(next_photographs)
@@ -168,7 +173,8 @@ def params_(
 
 # %% ../../nbs/12_cli/10_main.ipynb #9dadb982
 _EXTRA_OF = {'litserve': 'serve', 'multipart': 'serve', 'python_multipart': 'serve', 'mlflow': 'track',
-    'wandb': 'track', 'sqlalchemy': 'track', 'alembic': 'track', 'flax': 'train', 'optax': 'train', 'orbax': 'train',
+    'wandb': 'track', 'sqlalchemy': 'serve', 'alembic': 'serve', 'fsspec': 'serve',
+    'psycopg': 'postgres', 'pyarrow': 'tables', 'flax': 'train', 'optax': 'train', 'orbax': 'train',
     'sklearn': 'train', 'matplotlib': 'train', 'dvc': 'train', 'cryptography': 'sign'}
 
 def main(

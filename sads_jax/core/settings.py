@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     photo_urls: str = Field('', description='beginnings of URLs that requests may name, with commas; empty: none')
     cached_answers: int = Field(128, ge=0, description='answers kept for identical photographs; 0: each is judged anew')
     station_id: str|None = Field(None, description='written into every report')
+    store_url: str = Field('sqlite:///.sads/inspections.db',
+        description='database of inspections and audit rows, or postgresql://USER@HOST/NAME; empty: nothing is kept')
+    store_photographs: str = Field('.sads/photographs',
+        description='folder of the photographs that were judged, or s3://BUCKET/FOLDER; empty: they are not kept')
+    store_spool: Path = Field(Path('.sads/spool'), description='folder where decisions wait for the database')
+    store_spool_mb: float = Field(4096., gt=0, description='what may wait there; more is lost, and counted [MiB]')
+    store_required: bool = Field(False, description='judge nothing while decisions cannot be kept?')
     tracking: Literal['offline', 'online', 'disabled'] = Field('offline', description='Weights & Biases mode')
     wandb_project: str = Field('sads_jax', description='project that Weights & Biases files runs under')
     track_photographs: bool = Field(False,

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import wraps
+from inspect import Parameter, signature
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -679,6 +680,8 @@ def _with_white(make):
         connector = make(root, **fields)
         connector.white = 2**bits - 1 if bits else None
         return connector
+    takes, bits = signature(make), Parameter('bits', Parameter.KEYWORD_ONLY, default=None, annotation=int|None)
+    build.__signature__ = takes.replace(parameters=[*takes.parameters.values(), bits])
     return build
 
 for _kind, _make in _LABELLED.items(): ConnectorFactory.register(_kind, _with_white(_make))

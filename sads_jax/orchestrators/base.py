@@ -109,6 +109,13 @@ def code_revision(
     except (OSError, subprocess.CalledProcessError): return None
 
 # %% ../../nbs/11_orchestrators/10_base.ipynb #d73dd92a
+def _store_places(settings, base):
+    "Where inspections are kept, with absolute paths"
+    url, photographs = settings.store_url, settings.store_photographs
+    if url.startswith('sqlite:///'): url = f"sqlite:///{base/url.removeprefix('sqlite:///')}"
+    if photographs and '://' not in photographs: photographs = str(base/photographs)
+    return dict(store_url=url, store_photographs=photographs, store_spool=base/settings.store_spool)
+
 def settle(
     settings:Settings,
     workdir:str|Path='.',
@@ -123,7 +130,7 @@ def settle(
         update=dict(
             registry_uri=uri, registry_artifacts=base / settings.registry_artifacts,
             cache_dir=base / settings.cache_dir, api_keys=base / settings.api_keys
-        )
+        ) | _store_places(settings, base)
     )
 
 # %% ../../nbs/11_orchestrators/10_base.ipynb #e0484deb

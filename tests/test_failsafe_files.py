@@ -52,6 +52,7 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('orchestrators.stages', 'evaluate_bundle', 'remove'): 'core.files.remove, in .sads/judged',
     ('orchestrators.stages', 'train', 'remove'): 'core.files.remove, in .sads/checkpoints',
     ('registry.registries', '_fetch', 'got.rename'): 'from a download, in a part, to a name in a part',
+    ('serving.watch', '_file', 'shutil.move'): 'with --move: the photograph just judged, to a name that is free',
     ('training.loop', 'fit', 'remove'): 'core.files.remove, marked at the start'}
 
 def removals():

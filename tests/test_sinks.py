@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from ops_kit import start_ops, stop_ops
 from server_kit import free_port, png
 from typer.testing import CliRunner
 
-from ops_kit import start_ops, stop_ops
 from sads_jax.cli.main import app
 from sads_jax.core.errors import ParamsError, ServingError
 from sads_jax.core.types import InspectionReport, Verdict

@@ -87,7 +87,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help='Address to listen on; default in settings.ini.')] = None,
     port: Annotated[int | None, typer.Option(help='Port to listen on; default in settings.ini.')] = None,
     artefact: ArtefactForm = None, expect: ExpectVersion = None,
-    log_json: Annotated[bool, typer.Option('--log-json', help='Log one JSON object a line, one for each answer.')] = False,
+    log_json: Annotated[bool, typer.Option('--log-json', help='Log JSON, a line for each answer.')] = False,
     settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     "Answer POST /predict until Ctrl-C or SIGTERM."

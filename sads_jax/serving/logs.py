@@ -16,8 +16,23 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 # %% ../../nbs/09_serving/82_logs.ipynb #52519e9e
-FIELDS = ('request_id', 'part', 'station', 'lot', 'verdict', 'score', 'status', 'path', 'source', 'caller', 'batch_size',
-    'total_ms', 'judge_ms', 'model', 'sink')
+FIELDS = (
+    'request_id',
+    'part',
+    'station',
+    'lot',
+    'verdict',
+    'score',
+    'status',
+    'path',
+    'source',
+    'caller',
+    'batch_size',
+    'total_ms',
+    'judge_ms',
+    'model',
+    'sink',
+)
 MOST = 2000 # characters of a message
 _KEY = re.compile(r'sads_[A-Za-z0-9_-]{16,}|(?<=[Bb]earer )\S+')
 

@@ -25,7 +25,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -385,8 +384,24 @@ class OPCUASink:
         with self._lock: self.server.stop()
 
 # %% ../../nbs/09_serving/85_sinks.ipynb #97f8d43e
-COLUMNS = ('event', 'at', 'verdict', 'part', 'station', 'lot', 'name', 'source', 'score', 'defects', 'classes', 'reason',
-    'model', 'rules', 'sha256', 'request')
+COLUMNS = (
+    'event',
+    'at',
+    'verdict',
+    'part',
+    'station',
+    'lot',
+    'name',
+    'source',
+    'score',
+    'defects',
+    'classes',
+    'reason',
+    'model',
+    'rules',
+    'sha256',
+    'request',
+)
 
 def row_of(
     message:Mapping[str, Any],

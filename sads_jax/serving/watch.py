@@ -86,7 +86,10 @@ class Journal:
 
     def knows(self, s:Sighting) -> bool:
         "Whether it was judged"
-        return self._db.execute('SELECT 1 FROM seen WHERE name = ? AND size = ? AND mtime_ns = ?', s).fetchone() is not None
+        return (
+            self._db.execute('SELECT 1 FROM seen WHERE name = ? AND size = ? AND mtime_ns = ?', s).fetchone()
+            is not None
+        )
 
     def judged(self, entries:Sequence[Entry]) -> None:
         "Write verdicts, all or none"
@@ -102,9 +105,19 @@ class Journal:
 
     def left(self, state:str) -> list[Entry]:
         "Entries in a state, oldest first"
-        return [Entry(Sighting(*row[:3]), row[3], datetime.fromisoformat(row[4]), row[5],
-            InspectionReport.model_validate_json(row[6])) for row in self._db.execute(
-                'SELECT name, size, mtime_ns, sha256, at, place, report FROM seen WHERE state = ? ORDER BY rowid', [state])]
+        return [
+            Entry(
+                Sighting(*row[:3]),
+                row[3],
+                datetime.fromisoformat(row[4]),
+                row[5],
+                InspectionReport.model_validate_json(row[6]),
+            )
+            for row in self._db.execute(
+                'SELECT name, size, mtime_ns, sha256, at, place, report FROM seen WHERE state = ? ORDER BY rowid',
+                [state],
+            )
+        ]
 
     def counts(self) -> dict[str, int]:
         "Photographs by place"
@@ -254,7 +267,8 @@ class FolderWatch:
             if (stat.st_size, stat.st_mtime_ns) == e.seen[1:]:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 n = 0
-                while to.exists(): n, to = n + 1, to.with_name(f'{path.stem}-{e.sha256[:8]}{f"-{n}"*(n > 0)}{path.suffix}')
+                while to.exists():
+                    n, to = n + 1, to.with_name(f'{path.stem}-{e.sha256[:8]}{f"-{n}" * (n > 0)}{path.suffix}')
                 shutil.move(path, to)
         except FileNotFoundError: pass  # a crash came after the move, or somebody took it
         except OSError as error:

@@ -154,7 +154,8 @@ def prometheus(plant, tmp_path_factory):
     (place/'prometheus.yml').write_text(yaml.safe_dump(config))
     with open(place/'log', 'w') as log:
         p = subprocess.Popen(['prometheus', f'--config.file={place}/prometheus.yml',
-            f'--storage.tsdb.path={place}/data', f'--web.listen-address=127.0.0.1:{port}'], stdout=log, stderr=subprocess.STDOUT)
+            f'--storage.tsdb.path={place}/data', f'--web.listen-address=127.0.0.1:{port}'], stdout=log,
+            stderr=subprocess.STDOUT)
     ask_it = lambda q: httpx.get(f'http://127.0.0.1:{port}/api/v1/query', params={'query': q}, timeout=10).json()
     end, n = time.monotonic() + 60, 1
     try:

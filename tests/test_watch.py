@@ -96,7 +96,7 @@ def test_it_stops_in_order_and_only_one_may_watch(place):
     try:
         assert p.stdout.readline() == 'watching\n'
         end = time.monotonic() + 20
-        while not (place/'journal.db').exists() or not table(place): assert time.monotonic() < end; time.sleep(.05)
+        while not rows(place): assert time.monotonic() < end; time.sleep(.05)
         second = start(place)
         out, _ = second.communicate(timeout=30)
         assert second.returncode == 1 and 'another process is at work here' in out
@@ -253,3 +253,34 @@ def test_the_command_says_what_it_needs(place):
     assert run().exit_code == 2 and run(str(place), '--camera', '0').exit_code == 2
     r = run(str(place/'nowhere'))
     assert isinstance(r.exception, SADSError) and 'no such folder' in str(r.exception)
+
+@pytest.fixture
+def fake_bundle(monkeypatch):
+    "Any bundle is the fake pipeline"
+    pipeline = fake_pipeline.load()
+    pipeline.model_version = pipeline.rules_version = 'fake'
+    monkeypatch.setattr('sads_jax.registry.bundle.load_pipeline', lambda *a, **k: pipeline)
+    monkeypatch.setattr('sads_jax.registry.signing.admit_bundle', lambda *a: 'fake')
+
+def told(place, *words):
+    "Output of `sads watch` in a working folder"
+    old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    r = CliRunner().invoke(app, ['watch', *words, '--bundle', str(place), '--settings', str(place/'settings.ini'),
+        '--workdir', str(place)])
+    for s, f in zip((signal.SIGTERM, signal.SIGINT), old): signal.signal(s, f)
+    assert r.exit_code == 0, (r.output, r.exception)
+    return r.output
+
+def test_the_command_judges_a_folder_once_and_tells_the_sinks(place, fake_bundle):
+    for i in range(12): drop(place, i)
+    words = str(place/'inbox'), '--once', '--settle', '0', '--unreadable', '0', '--move'
+    out = told(place, *words)
+    assert out.count('PASS') == 10 and 'in all: 1 fail, 10 pass, 1 unreadable' in out
+    assert Counter(r['verdict'] for r in rows(place)) == {'PASS': 10, 'FAIL': 1, 'REVIEW': 1}
+    again = told(place, *words)
+    assert 'PASS' not in again and 'in all: 1 fail, 10 pass, 1 unreadable' in again and len(rows(place)) == 12
+
+def test_the_command_judges_a_film(place, fake_bundle):
+    film(place/'line.avi', [200]*20 + [20]*10)
+    out = told(place, '--camera', str(place/'line.avi'), '--every', '0.5')
+    assert '6 frames judged' in out and Counter(r['verdict'] for r in rows(place)) == {'PASS': 4, 'FAIL': 2}

@@ -7,11 +7,18 @@ import time
 from functools import partial
 
 import numpy as np
+from pycocotools import mask as coco
 
 from sads_jax.core.errors import SADSError
 from sads_jax.core.types import RLE, Defect, InspectionReport, Reason, Verdict
 from sads_jax.data.images import read_image
 
+
+def square(h, w):
+    "A mask of the pixels 2..9 in both directions"
+    inside = np.zeros((h, w), np.uint8, order='F')
+    inside[2:10, 2:10] = 1
+    return RLE(size=(h, w), counts=coco.encode(inside)['counts'].decode())
 
 class Predictor:
     buckets, batch_sizes = ((64, 64),), (1, 8)
@@ -55,7 +62,7 @@ class FakePipeline:
         h, w = image.shape[:2]
         dark = bool(image.mean() < 64)
         defect = Defect(box=(2, 2, 10, 10), label='pit', label_score=0.9, score=0.8, area_px=64, length_px=11.3,
-            mask=RLE(size=(h, w), counts='0'))
+            mask=square(h, w))
         return InspectionReport(verdict=Verdict.FAIL if dark else Verdict.PASS, defects=[defect] if dark else [],
             reasons=[Reason(rule='any defect', verdict=Verdict.FAIL, text='FAIL: pit', defect=0)] if dark else [],
             image_score=round(1 - float(image.mean()) / 255, 4), image_sha256=hashlib.sha256(data).hexdigest(),

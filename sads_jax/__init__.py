@@ -13,10 +13,11 @@ A package imports only from those above it.
 - `sads_jax.domains`: a way of inspecting; `surface` has the cascade, the rules and `SADSPipeline`
 - `sads_jax.evaluation`: figures with intervals, the report, the explorer
 - `sads_jax.registry`: bundles and the registry of models
-- `sads_jax.serving`: the server
+- `sads_jax.serving`: the server, a watched folder or camera, metrics, and sinks (webhook, MQTT, OPC UA, files)
 - `sads_jax.orchestrators`: the stages that `dvc repro` runs
 - `sads_jax.cli`: the command `sads`
 - `sads_jax.api`: `sads.load`, `sads.Project`, answers that show themselves
+- `sads_jax.client`: ask a server from Python
 
 Modules:
 

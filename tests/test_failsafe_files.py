@@ -56,6 +56,7 @@ KNOWN = {  # (module, function, call) -> what keeps it from what is not ours
     ('serving.recorder', 'done', 'path.rename'): 'a decision of our spool that the store refuses, set aside',
     ('serving.recorder', 'done', 'path.unlink'): 'a decision of our spool that the store has',
     ('serving.recorder', 'done', 'self._waiting.remove'): 'from a list, not from the disk',
+    ('serving.watch', '_file', 'shutil.move'): 'with --move: the photograph just judged, to a name that is free',
     ('training.loop', 'fit', 'remove'): 'core.files.remove, marked at the start'}
 
 def removals():

@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'sads_jax'
 FLOOR = {'core': 0, 'ops': 1, 'data': 1, 'models': 1, 'training': 2, 'inference': 2, 'domains': 3,
-         'evaluation': 4, 'registry': 4, 'serving': 5, 'deployment': 5, 'orchestrators': 6, 'cli': 7, 'api': 8}
+         'evaluation': 4, 'registry': 4, 'serving': 5, 'deployment': 5, 'orchestrators': 6, 'cli': 7, 'api': 8,
+         'client': 1}
 
 # What serving must live without (pyproject's base + `serve` extra has none of it)
 TRAINING_STACK = {'flax', 'optax', 'orbax', 'sklearn', 'matplotlib', 'dvc', 'wandb', 'nbdev'}

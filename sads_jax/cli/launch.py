@@ -11,7 +11,8 @@ __all__ = ['MALLOC', 'launch_environment']
 import configparser
 
 # %% ../../nbs/12_cli/06_launch.ipynb #7ae6eb00
-_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'doctor', 'qualify', 'parity')
+_COMPUTES = ('ingest', 'split', 'train', 'evaluate', 'run', 'stage', 'predict', 'serve', 'watch', 'doctor', 'qualify',
+    'parity')
 MALLOC = {'MALLOC_MMAP_THRESHOLD_': str(2**33), 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_TOP_PAD_': str(2**28)}
 
 def launch_environment(

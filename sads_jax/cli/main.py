@@ -35,9 +35,11 @@ from .parity import PARITY_EXAMPLES, parity
 from .predict import PREDICT_EXAMPLES, predict
 from .qualify import qualify
 from .rules import SCALE_EXAMPLES, rules, scale
+from .sinks import sinks
 from .stages import stages_app
 from .versions import (CARD_EXAMPLES, DIFF_EXAMPLES, PACK_EXAMPLES, UNPACK_EXAMPLES, data_card, data_diff,
     data_pack, data_unpack)
+from .watch import WATCH_EXAMPLES, watch
 from ..core.errors import ParamsError, RegistryError, SADSError, ServingError
 
 # %% ../../nbs/12_cli/10_main.ipynb #c46072c2
@@ -89,8 +91,9 @@ def serve(
     bundle: BundleFolder = None, model: ModelName = None,
     host: Annotated[str | None, typer.Option(help='Address to listen on; default in settings.ini.')] = None,
     port: Annotated[int | None, typer.Option(help='Port to listen on; default in settings.ini.')] = None,
-    artefact: ArtefactForm = None, expect: ExpectVersion = None, settings: SettingsFile = SETTINGS,
-    workdir: Workdir = HERE
+    artefact: ArtefactForm = None, expect: ExpectVersion = None,
+    log_json: Annotated[bool, typer.Option('--log-json', help='Log JSON, a line for each answer.')] = False,
+    settings: SettingsFile = SETTINGS, workdir: Workdir = HERE
 ):
     "Answer POST /predict until Ctrl-C or SIGTERM."
     s = settings_of(settings, workdir)
@@ -106,7 +109,13 @@ def serve(
     from sads_jax.registry.bundle import bundle_version
     from sads_jax.serving import server as srv
     from sads_jax.serving.inspections import build_with_store
-    built = build_with_store(folder, s)
+    from sads_jax.serving.logs import log_as_json
+    from sads_jax.serving.monitoring import MonitoringService
+    from sads_jax.serving.sinks import sinks_from
+    if log_json: log_as_json()
+    monitor, sinks_ = MonitoringService(log_answers=log_json), sinks_from(settings, workdir)
+    built = build_with_store(folder, s, observers=[monitor, *sinks_], mounts={'/metrics': monitor.app()})
+    monitor.watch(built, sinks_)
     say(f'loading bundle {bundle_version(folder)} from {folder} …')
     built.on_ready = lambda: say(f'ready: POST http://{s.host}:{s.port}/predict   (described at /docs; Ctrl-C stops)')
     srv.serve(built, s)
@@ -120,6 +129,8 @@ app.add_typer(models, name='models')
 app.add_typer(keys, name='keys')
 app.add_typer(inspections, name='inspections')
 app.add_typer(audit, name='audit')
+app.command('watch', epilog=WATCH_EXAMPLES)(watch)
+app.add_typer(sinks, name='sinks')
 app.add_typer(data, name='data')
 data.add_typer(annotate, name='annotate')
 data.command('next', epilog=NEXT_EXAMPLES)(next_photographs)
@@ -173,9 +184,10 @@ def params_(
 
 # %% ../../nbs/12_cli/10_main.ipynb #9dadb982
 _EXTRA_OF = {'litserve': 'serve', 'multipart': 'serve', 'python_multipart': 'serve', 'mlflow': 'track',
-    'wandb': 'track', 'sqlalchemy': 'serve', 'alembic': 'serve', 'fsspec': 'serve',
+    'wandb': 'track', 'sqlalchemy': 'serve', 'alembic': 'serve', 'fsspec': 'serve', 'prometheus_client': 'serve',
     'psycopg': 'postgres', 'pyarrow': 'tables', 'flax': 'train', 'optax': 'train', 'orbax': 'train',
-    'sklearn': 'train', 'matplotlib': 'train', 'dvc': 'train', 'cryptography': 'sign'}
+    'sklearn': 'train', 'matplotlib': 'train', 'dvc': 'train', 'cryptography': 'sign', 'httpx': 'sinks',
+    'paho': 'sinks', 'asyncua': 'sinks', 'cv2': 'watch'}
 
 def main(
     args:list[str]|None=None, # Default: the command line, see `launch_environment`

@@ -21,8 +21,8 @@ from sads_jax.evaluation.evaluate import summary
 from sads_jax.evaluation.first_defects import choose_kind, line_between
 from sads_jax.evaluation.operating import choose_by_good_parts
 from sads_jax.models.absent import Absent, read_absent, save_absent
-from sads_jax.models.anomaly import places
-from sads_jax.models.backbone import to_flat
+from sads_jax.models.anomaly import places, pooled, wide_places
+from sads_jax.models.backbone import pure, to_flat
 from sads_jax.models.patch_bank import PatchBank, coreset, grow
 from sads_jax.models.store import save_model
 from sads_jax.orchestrators.training import compose_training
@@ -55,12 +55,12 @@ def test_one_class_needs_no_classifier(tmp_path):
 
 # ---------------------------------------------------------------- the cascade without them
 
-def models_of_good_parts(folder, bank):
+def models_of_good_parts(folder, bank, more):
     "A patch bank on a small random backbone, and nothing else"
     for task in ('detector', 'segmenter', 'classifier'): save_absent(folder/task, Absent(task, 'no defect was seen'))
-    build = {'channels': [32, 64], 'size': len(bank), 'backbone': 'plain'}
+    build = {'channels': [16, 32, 64, 64], 'size': len(bank), 'wide': 4, 'backbone': 'plain'}
     model = PatchBank(**build, rngs=nnx.Rngs(0))
-    save_model(folder/'anomaly', 'patch_bank', build, to_flat(model) | {'bank': bank}, [], share=0.)
+    save_model(folder/'anomaly', 'patch_bank', build, to_flat(model) | {'bank': bank} | more, [], share=.9)
     return model
 
 @pytest.fixture(scope='module')
@@ -68,9 +68,13 @@ def cascade(tmp_path_factory):
     "Knows one bright surface"
     folder = tmp_path_factory.mktemp('models')
     bright = np.full((1, 64, 64, 3), 230, np.uint8)
-    model = models_of_good_parts(folder, np.zeros((1, 96), np.float32))
-    known = np.asarray(places(model.backbone(jnp.asarray(bright/np.float32(255))))).reshape(-1, 96)
-    models_of_good_parts(folder, np.unique(known.round(5), axis=0).astype(np.float32)[:64])
+    model = models_of_good_parts(folder, np.zeros((1, 96), np.float32), {})
+    maps = model.backbone(jnp.asarray(bright/np.float32(255)))
+    known = np.asarray(places(maps)).reshape(-1, 96)
+    wide, whole = np.asarray(wide_places(maps)).reshape(-1, 64), pooled(maps[2:], np.ones((1, 16, 16)))[0]
+    models_of_good_parts(folder, np.unique(known.round(5), axis=0).astype(np.float32)[:64],
+        {'wide_bank': wide, 'wide_limit': np.float32([.01]), 'whole_mean': whole,
+         'whole_whiten': 100*np.eye(len(whole), dtype=np.float32)})
     return folder, assemble(folder, Params(image={'buckets': [(64, 64)]}), ('pit',))
 
 def test_labels_and_reasons_of_a_cascade_without_a_detector(cascade):
@@ -110,6 +114,31 @@ def test_greedy_k_centre_is_within_twice_of_the_best_choice():
     far = cdist(x, x)
     assert radius == pytest.approx(far[:, chosen].min(1).max(), abs=1e-5)
     assert radius <= 2*min(far[:, list(c)].min(1).max() for c in combinations(range(14), 3)) + 1e-5
+
+def bank_of(channels, seed=0):
+    "A `PatchBank` with a random bank, its weights, and four random maps of a 128 x 128 px canvas"
+    draw = np.random.default_rng(seed)
+    model = PatchBank(channels, 5, 6)
+    weights = to_flat(model) | {'wide_bank': jnp.asarray(draw.normal(size=(6, channels[3])), jnp.float32)}
+    maps = [jnp.asarray(draw.normal(size=(1, 32 >> k, 32 >> k, c)), jnp.float32) for k, c in enumerate(channels)]
+    return pure(model), weights, maps
+
+@pytest.mark.parametrize('rows, counted', [(32, 4), (30, 4), (28, 3), (8, 1), (3, 1)])
+def test_wide_places_count_where_they_are_photograph(rows, counted):
+    said, weights, maps = bank_of((1, 2, 3, 4))
+    inside = np.zeros((1, 32, 32), bool)
+    inside[:, :rows] = True
+    padded = np.pad(np.asarray(maps[3][0], np.float64), ((1, 1), (1, 1), (0, 0)), mode='edge')
+    around = np.array([[padded[i:i + 3, j:j + 3].mean((0, 1)) for j in range(4)] for i in range(4)])
+    wide = cdist(around[:counted].reshape(-1, 4), np.asarray(weights['wide_bank'])).min(1).max()
+    vector = []
+    for m in maps[2:]:
+        shares = inside[0].reshape(m.shape[1], 32//m.shape[1], m.shape[2], -1).mean((1, 3)).ravel()
+        x = np.asarray(m[0], np.float64).reshape(len(shares), -1)
+        mean = np.average(x, axis=0, weights=shares)
+        vector += [mean, np.sqrt(np.average((x - mean)**2, axis=0, weights=shares))]
+    whole = np.sqrt(np.square(np.concatenate(vector)).mean())
+    assert said(weights, maps, jnp.asarray(inside))[0] == pytest.approx(np.sqrt(wide*whole), rel=1e-4)
 
 def test_a_bank_grows_within_its_memory():
     old, new = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(8, 1, (30, 3)).astype(np.float32)

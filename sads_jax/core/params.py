@@ -266,8 +266,9 @@ class PatchBankSpec(Spec):
     kind: Literal['patch_bank'] = 'patch_bank'
     photographs: AtLeastOne = Field(600,
         description='good photographs learnt from, at most; spread evenly over those there are')
-    memory_mb: Annotated[float, Field(gt=0, le=64)] = Field(1.,
-        description='of remembered places, at most [MB]; more takes longer to compare with')
+    memory_mb: Annotated[float, Field(gt=0, le=64)] = Field(2.,
+        description='of remembered places, at most [MB]; half for those of 8 px, which say where, and half for those of '
+            '32 px, which say whether; more takes longer to compare with')
     shrinkage: Share = Field(.1, description="of the features' correlations, before places are compared")
     share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
         description='of the image score’s log-odds that comes from the distance, where there is a detector beside it')

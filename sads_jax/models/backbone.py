@@ -228,8 +228,8 @@ class Statistic(nnx.Variable):
 def to_flat(
     module:nnx.Module,
     kind:type[nnx.Variable]=nnx.Variable, # Only variables of this type; by default all
-) -> dict[str, Num[Array, "..."]]: # 'a/b/c' -> array, sorted by name
-    "All weights of `module` by path"
+) -> dict[str, Num[Array, "..."]|jax.ShapeDtypeStruct]: # 'a/b/c' -> array, sorted by name
+    "All weights of `module` by path; their shapes where `nnx.eval_shape` made it"
     flat = {'/'.join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module, kind))}
     return {k: flat[k] for k in sorted(flat)}
 

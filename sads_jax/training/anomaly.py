@@ -30,10 +30,11 @@ from ..data.dataset import CVDataset
 from ..data.records import InspectionData
 from ..models.absent import read_absent
 from ..data.spoil import spoil
-from ..models.anomaly import LEVELS, PLACES, Anomaly, at_places, farthest, fit_gaussian, places, pooled
+from ..models.anomaly import LEVELS, PLACES, Anomaly, at_places, at_wide_places, farthest, fit_gaussian
+from ..models.anomaly import places, pooled, wide_places
 from ..models.backbone import make_backbone, pure, to_flat
 from ..models.good_or_spoilt import GoodOrSpoilt
-from ..models.patch_bank import PatchBank, coreset, rows_that_fit
+from ..models.patch_bank import PatchBank, coreset, nearest, rows_that_fit
 from ..models.store import load_model, save_model
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #a54f4b4f
@@ -166,6 +167,8 @@ def usual_distance(
 # %% ../../nbs/04_training/40_anomaly.ipynb #aad61be1
 AnomalyFactory = Factory('anomaly')
 
+_ALONE = .9 # share of the photograph's distance where no detector is beside it; the map of places has the rest
+
 class Learnt(NamedTuple):
     "A model of good parts"
     model: str # A key of `MODELS`
@@ -201,7 +204,7 @@ def gaussian_anomaly(
     mean, whiten = fit_gaussian(np.concatenate(rows), shrinkage)
     weights['whiten'] = weights['whiten']/np.float32(_usual_whole(x, of, shrinkage))
     more = {'place_mean': mean, 'place_whiten': whiten, 'limit': np.float32([limit])}
-    return Learnt('anomaly', build | {'places': len(mean)}, weights | more, share)
+    return Learnt('anomaly', build | {'places': len(mean)}, weights | more, _ALONE)
 
 def _gaussian_distances(mean, whiten):
     return lambda maps: jnp.sqrt(jnp.square((places(maps) - mean) @ whiten).mean(-1))
@@ -225,11 +228,34 @@ def _bank_of(rows, size, seed=0):
 
 def _nearest(mean, whiten, bank):
     "Four maps -> distance of each place from a bank"
-    model = PatchBank((len(mean),), len(bank))
-    weights = to_flat(model) | {'mean': mean, 'whiten': whiten, 'bank': bank}
-    apply = pure(model, lambda m, maps: m.distances(maps))
-    return lambda maps: apply(weights, maps)
+    return lambda maps: nearest((places(maps) - mean) @ whiten, bank)
 
+def _wide_rows(good, most):
+    "Wide places float32 [n, d] of each good photograph, and its part"
+    see = lambda maps, inside: (wide_places(maps), at_wide_places(inside))
+    seen = list(looks(good, see, good.chosen(most)))
+    return [x[there] for _, (x, there) in seen], [part for part, _ in seen]
+
+def _wide_bank(good, most, memory_mb):
+    "Weights of a bank of wide places; `wide_limit` as far as the farthest of 19 of 20 photographs held back"
+    rows, parts = _wide_rows(good, most)
+    x = np.concatenate(rows)
+    mean, gain = x.mean(0), 1/(x.std(0) + 1e-3)
+    scaled, held = [(r - mean)*gain for r in rows], held_back(parts)
+    size = rows_that_fit(memory_mb, len(mean))
+    some = _bank_of([r for r, out in zip(scaled, held) if not out], size)
+    ask = [r for r, out in zip(scaled, held) if out] or scaled
+    limit = np.quantile([float(nearest(r, some).max()) for r in ask], .95)
+    return {'wide_mean': mean, 'wide_gain': gain, 'wide_bank': _bank_of(scaled, size),
+        'wide_limit': np.float32([max(limit, 1e-6)])}
+
+def _whole(good, most, shrinkage):
+    "Weights of the Gaussian of whole photographs, 1 as far as 19 of 20 held back go"
+    x, parts = good_vectors(good, most)
+    mean, whiten = fit_gaussian(x, shrinkage)
+    return {'whole_mean': mean, 'whole_whiten': whiten/np.float32(_usual_whole(x, parts, shrinkage))}
+
+# %% ../../nbs/04_training/40_anomaly.ipynb #pb000004
 @AnomalyFactory.register('patch_bank')
 def patch_bank_anomaly(
     photographs:int, # Looked at, at most
@@ -244,13 +270,14 @@ def patch_bank_anomaly(
     if len(rows) < 2: return no_anomaly(good=good)
     mean, whiten = fit_gaussian(np.concatenate(rows), shrinkage)
     scaled = [(r - mean) @ whiten for r in rows]
-    size = rows_that_fit(memory_mb, len(mean))
+    size = rows_that_fit(memory_mb/2, len(mean))
     some = _bank_of([r for r, held in zip(scaled, held_back(parts)) if not held], size)
     limit = usual_distance(good, photographs, _nearest(mean, whiten, some))
     bank = _bank_of(scaled, size)
-    build = {'channels': [good.channels[level] for level in PLACES], 'size': len(bank)}
     weights = {'mean': mean, 'whiten': whiten, 'bank': bank, 'limit': np.float32([limit])}
-    return Learnt('patch_bank', build, weights, 0. if good.alone else share)
+    weights |= _wide_bank(good, photographs, memory_mb/2) | _whole(good, photographs, shrinkage)
+    build = {'channels': list(good.channels), 'size': len(bank), 'wide': len(weights['wide_bank'])}
+    return Learnt('patch_bank', build, weights, _ALONE if good.alone else share)
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #sy000002
 def spoilt_places(

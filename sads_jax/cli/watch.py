@@ -30,7 +30,7 @@ WATCH_EXAMPLES = epilog('sads watch /mnt/camera --move             into pass, re
     'sads watch inbox --once                   what is there now, then stop',
     'sads watch --camera 0 --every 2           the first camera, a frame each 2 s',
     'sads watch --camera rtsp://10.0.0.7/line', '',
-    'Sinks of settings.ini hear of every verdict. What cannot be read is REVIEW, and moves to unreadable.')
+    'Store and sinks of settings.ini hear of every verdict. What cannot be read is REVIEW, and moves to unreadable.')
 
 _Folder = Annotated[Path|None, typer.Argument(metavar='[FOLDER]', help='Where photographs appear, also below it.')]
 _Camera = Annotated[str|None, typer.Option(metavar='SOURCE', help='Device number, video file or rtsp:// address.')]
@@ -116,19 +116,21 @@ def watch(folder:_Folder=None, camera:_Camera=None, move:_Move=False, once:_Once
     place, stop = find_bundle(bundle, model, s), until_told()
     from sads_jax.registry.bundle import load_pipeline  # jax, once it is clear what is asked
     from sads_jax.registry.signing import admit_bundle
+    from sads_jax.serving.inspections import Thresholds, recorder_of
     from sads_jax.serving.sinks import sinks_from
     admit_bundle(place, s)
-    sinks = sinks_from(settings, workdir)
+    recorder = recorder_of(s, Thresholds(s.registry_artifacts, [place]))
+    observers = sinks_from(settings, workdir) + ([recorder] if recorder else [])
     pipeline = load_pipeline(place, settings=s, cache_dir=s.cache_dir/'programs', station_id=s.station_id,
         every_box=False)
     shown = (lambda e: None) if quiet else lambda e: typer.echo(verdict_line(e))
     say(f'watching {folder or "the camera"} with bundle {pipeline.model_version}; Ctrl-C stops')
     try:
-        if camera is not None: say(f'{watch_camera(camera, pipeline, sinks, stop, every, shown)} frames judged')
+        if camera is not None: say(f'{watch_camera(camera, pipeline, observers, stop, every, shown)} frames judged')
         else:
-            counts = watch_folder(folder, pipeline, sinks, journal_path(folder, workdir), stop, once=once, move=move,
-                batch_size=s.max_batch_size, settle_s=settle, unreadable_s=unreadable, most_mb=s.max_image_mb,
+            counts = watch_folder(folder, pipeline, observers, journal_path(folder, workdir), stop, once=once,
+                move=move, batch_size=s.max_batch_size, settle_s=settle, unreadable_s=unreadable, most_mb=s.max_image_mb,
                 on_judged=shown)
             say('in all: ' + (', '.join(f'{n} {k}' for k, n in sorted(counts.items())) or 'nothing'))
     finally:
-        for sink in sinks: sink.close()
+        for observer in observers: observer.close()

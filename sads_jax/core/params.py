@@ -354,8 +354,8 @@ class GaussianAnomalySpec(Spec):
         description='good photographs learnt from, at most; spread evenly over those there are')
     shrinkage: Share = Field(.1, description="of the features' correlations, which few parts cannot tell exactly")
     share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
-        description='of the image score’s log-odds that comes from the distance from good parts; 0: the detector alone '
-            'scores the image')
+        description='of the image score’s log-odds that comes from the distance from good parts, where there is a detector '
+            'beside it; 0: the detector alone scores the image')
 
 class PatchBankSpec(Spec):
     "Places of good training parts are remembered; far from all of them is strange (PatchCore, Roth et al. 2022)"

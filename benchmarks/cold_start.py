@@ -25,6 +25,7 @@ from sads_jax.data import splits
 from sads_jax.data.connectors import ConnectorFactory, ingest
 from sads_jax.data.dataset import CVDataset
 from sads_jax.data.records import read_coco
+from sads_jax.data.twins import near_duplicates, read_thumbnails
 from sads_jax.domains.surface.assembly import TASKS, assemble
 from sads_jax.evaluation.localisation import LocalisationMetric
 from sads_jax.evaluation.operating import choose_by_good_parts, rate
@@ -47,8 +48,7 @@ def prepared(name, root, work):
     folder = work/name
     if not (folder/"annotations.json").exists(): ingest(ConnectorFactory(params.data, seed=0), folder)
     data = read_coco(folder)
-    seen = splits.read_thumbnails(data)
-    return params, data, splits.near_duplicates(data, params.split.near_duplicate, thumbnails=seen)
+    return params, data, near_duplicates(data, params.split.near_duplicate, thumbnails=read_thumbnails(data))
 
 
 def judged(data, ids, params, cascade):

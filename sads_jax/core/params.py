@@ -258,8 +258,8 @@ class GaussianAnomalySpec(Spec):
         description='good photographs learnt from, at most; spread evenly over those there are')
     shrinkage: Share = Field(.1, description="of the features' correlations, which few parts cannot tell exactly")
     share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
-        description='of the image score’s log-odds that comes from the distance from good parts; 0: the detector alone '
-            'scores the image')
+        description='of the image score’s log-odds that comes from the distance from good parts, where there is a '
+            'detector beside it; 0: the detector alone scores the image')
 
 class PatchBankSpec(Spec):
     "Places of good training parts are remembered; far from all of them is strange (PatchCore, Roth et al. 2022)"
@@ -267,8 +267,8 @@ class PatchBankSpec(Spec):
     photographs: AtLeastOne = Field(600,
         description='good photographs learnt from, at most; spread evenly over those there are')
     memory_mb: Annotated[float, Field(gt=0, le=64)] = Field(2.,
-        description='of remembered places, at most [MB]; half for those of 8 px, which say where, and half for those of '
-            '32 px, which say whether; more takes longer to compare with')
+        description='of remembered places, at most [MB]; half for those of 8 px, which say where, and half for those '
+            'of 32 px, which say whether; more takes longer to compare with')
     shrinkage: Share = Field(.1, description="of the features' correlations, before places are compared")
     share: Annotated[float, Field(ge=0, lt=1)] = Field(.5,
         description='of the image score’s log-odds that comes from the distance, where there is a detector beside it')

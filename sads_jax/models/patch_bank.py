@@ -69,7 +69,7 @@ def nearest(
 # %% ../../nbs/03_models/56_patch_bank.ipynb #f6e9bb9b
 @signed
 class PatchBank(Alone):
-    "Distance of each place from the nearest remembered one; of a photograph, that of its farthest wide place and its own"
+    "Distances of places from remembered ones; of a photograph, by its farthest wide place and as a whole"
     def __init__(
         self,
         channels:Sequence[int], # Of the four maps

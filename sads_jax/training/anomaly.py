@@ -34,7 +34,7 @@ from ..models.anomaly import LEVELS, PLACES, Anomaly, at_places, at_wide_places,
 from ..models.anomaly import places, pooled, wide_places
 from ..models.backbone import make_backbone, pure, to_flat
 from ..models.good_or_spoilt import GoodOrSpoilt
-from ..models.patch_bank import PatchBank, coreset, nearest, rows_that_fit
+from ..models.patch_bank import coreset, nearest, rows_that_fit
 from ..models.store import load_model, save_model
 
 # %% ../../nbs/04_training/40_anomaly.ipynb #a54f4b4f

@@ -118,11 +118,19 @@ class Evidence:
     more: int|None = None # Parts (of both arms) until worse or fine is decided at this rate; None: not in sight
 
     @property
-    def is_worse(self) -> bool: return self.worse >= self.worse_limit
+    def is_worse(self) -> bool:
+        "Whether the candidate is worse than the champion"
+        return self.worse >= self.worse_limit
+
     @property
-    def is_fine(self) -> bool: return self.fine >= self.fine_limit
+    def is_fine(self) -> bool:
+        "Whether the candidate is no worse than the margin allows"
+        return self.fine >= self.fine_limit
+
     @property
-    def is_split_wrong(self) -> bool: return self.split >= self.split_limit
+    def is_split_wrong(self) -> bool:
+        "Whether parts are not split as configured"
+        return self.split >= self.split_limit
 
 _GROWTH = np.geomspace(1, 1000, 200)
 

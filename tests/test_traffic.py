@@ -13,9 +13,21 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from sads_jax.deployment.envoy import EnvoyTrafficController
+from sads_jax.deployment.mesh import (
+    Conflict,
+    GatewayApiTrafficController,
+    IstioTrafficController,
+    MeshPlace,
+    NotFound,
+    check_istio,
+    destination_rule,
+    http_route,
+    virtual_service,
+)
 from sads_jax.deployment.traffic import DeploymentError, HeaderRoute, Traffic, part_headers
 
 needs_envoy = pytest.mark.skipif(not (os.environ.get('SADS_ENVOY') or shutil.which('envoy')),
@@ -182,3 +194,150 @@ def test_envoy_that_is_gone_or_foreign_is_said(line):
     line.envoy.kill()
     line.envoy.wait()
     with pytest.raises(DeploymentError, match='Envoy does not answer'): line.control.write(Traffic(candidate=5))
+
+
+# ---------------------------------------------------------------- meshes
+
+PLACE = MeshPlace(name='inspection', namespace='line-3', gateways=('edge',))
+STATES = [Traffic(), Traffic(candidate=5), Traffic(candidate=100, sticky=True), Traffic(candidate=35, sticky=True),
+    Traffic(mirror=100), Traffic(candidate=20, mirror=10, sticky=True, header=HeaderRoute(value='new'))]
+
+class FakeApi:
+    "What an API server does with objects: versions, and 409 where one is not the newest"
+    def __init__(self, *objects):
+        self.objects, self.version, self.before_replace = {}, 0, lambda: None
+        for o in objects: self.create(o)
+
+    @staticmethod
+    def key(obj): return obj['apiVersion'], obj['kind'], obj['metadata']['namespace'], obj['metadata']['name']
+
+    def get(self, *key):
+        if key not in self.objects: raise NotFound(f'no {key[1]} {key[3]}')
+        return copy.deepcopy(self.objects[key])
+
+    def create(self, obj):
+        if self.key(obj) in self.objects: raise Conflict('exists')
+        return self.keep(obj)
+
+    def keep(self, obj):
+        self.version += 1
+        obj = copy.deepcopy(obj)
+        obj['metadata']['resourceVersion'] = str(self.version)
+        self.objects[self.key(obj)] = obj
+        return copy.deepcopy(obj)
+
+    def replace(self, obj):
+        self.before_replace()
+        live = self.get(*self.key(obj))
+        if obj['metadata'].get('resourceVersion') != live['metadata']['resourceVersion']: raise Conflict('stale')
+        return self.keep(obj)
+
+def service(arm):
+    return {'apiVersion': 'v1', 'kind': 'Service', 'metadata': {'name': f'inspection-{arm}', 'namespace': 'line-3'}}
+
+@pytest.fixture(params=['istio', 'gateway'])
+def mesh(request):
+    "A controller, its API server, and how to change the first weight of the last rule"
+    api = FakeApi(destination_rule(PLACE), service('champion'), service('candidate'))
+    if request.param == 'istio':
+        control, rules, refs = IstioTrafficController(api, PLACE), 'http', 'route'
+    else: control, rules, refs = GatewayApiTrafficController(api, PLACE), 'rules', 'backendRefs'
+    def spoil(**change):
+        obj = api.get(control.api_version, control.kind, 'line-3', 'inspection')
+        obj['spec'][rules][-1][refs][0].update(change)
+        api.keep(obj)
+    return control, api, spoil
+
+@pytest.mark.parametrize('traffic', STATES, ids=str)
+def test_what_is_written_is_read_back(mesh, traffic):
+    control = mesh[0]
+    for t in (Traffic(candidate=50), traffic):
+        control.write(t)
+        assert control.read() == t
+
+def test_what_others_added_to_the_object_stays(mesh):
+    control, api, _ = mesh
+    control.write(Traffic())
+    key = control.api_version, control.kind, 'line-3', 'inspection'
+    obj = api.get(*key)
+    obj['metadata']['annotations'] = {'owner': 'line 3'}
+    api.keep(obj)
+    control.write(Traffic(candidate=5))
+    assert api.get(*key)['metadata']['annotations'] == {'owner': 'line 3'}
+
+def test_a_conflict_over_a_label_is_tried_again(mesh):
+    control, api, spoil = mesh
+    control.write(Traffic())
+    left = [2]
+    def busy():
+        if left[0]: left[0] -= 1; spoil()
+    api.before_replace = busy
+    control.write(Traffic(candidate=5))
+    assert control.read().candidate == 5 and left == [0]
+    api.before_replace = spoil
+    with pytest.raises(DeploymentError, match='changed 5 times'): control.write(Traffic(candidate=25))
+    assert control.read().candidate == 5
+
+def test_somebody_who_shifts_traffic_too_is_not_overwritten(mesh):
+    control, api, _ = mesh
+    control.write(Traffic(candidate=10))
+    def other():
+        api.before_replace = lambda: None
+        type(control)(api, PLACE).write(Traffic(candidate=60))
+    api.before_replace = other
+    with pytest.raises(DeploymentError, match='somebody else shifts traffic'): control.write(Traffic(candidate=25))
+    assert control.read().candidate == 60
+
+def test_weights_that_do_not_sum_to_100_are_refused(mesh):
+    control, _, spoil = mesh
+    control.write(Traffic(candidate=40))
+    spoil(weight=70)
+    for call in (control.read, lambda: control.write(Traffic())):
+        with pytest.raises(DeploymentError, match='sum to 110, not to 100'): call()
+
+def test_an_object_of_somebody_else_is_left_alone(mesh):
+    control, api, _ = mesh
+    control.write(Traffic())
+    key = control.api_version, control.kind, 'line-3', 'inspection'
+    api.objects[key]['metadata']['labels'] = {'app.kubernetes.io/managed-by': 'Helm'}
+    with pytest.raises(DeploymentError, match='not managed by sads'): control.write(Traffic(candidate=5))
+
+@pytest.mark.parametrize('gone', ['DestinationRule', 'subset', 'labels', 'Service'])
+def test_parts_are_never_sent_to_what_is_not_there(gone):
+    api = FakeApi(destination_rule(PLACE), service('champion'), service('candidate'))
+    control = (GatewayApiTrafficController if gone == 'Service' else IstioTrafficController)(api, PLACE)
+    control.write(Traffic())
+    rule = api.objects['networking.istio.io/v1', 'DestinationRule', 'line-3', 'inspection']
+    if gone == 'DestinationRule': del api.objects[api.key(rule)]
+    elif gone == 'subset': del rule['spec']['subsets'][1]
+    elif gone == 'labels': rule['spec']['subsets'][1]['labels'] = {}
+    else: del api.objects['v1', 'Service', 'line-3', 'inspection-candidate']
+    with pytest.raises(DeploymentError, match="no (DestinationRule|Service)|subset 'candidate', which nothing defines"):
+        control.write(Traffic(candidate=5))
+
+def test_rules_that_break_are_named():
+    rule = destination_rule(PLACE)
+    broken = virtual_service(PLACE, Traffic(candidate=5, header=HeaderRoute()))
+    del broken['spec']['http'][0]['match']
+    with pytest.raises(DeploymentError, match="no rule after 'asked' is ever reached"): check_istio(broken, rule)
+    broken = virtual_service(PLACE, Traffic(mirror=50))
+    del broken['spec']['http'][0]['mirror']
+    with pytest.raises(DeploymentError, match='nowhere to'): check_istio(broken, rule)
+    broken = virtual_service(PLACE, Traffic())
+    broken['spec']['http'][0]['route'][0]['destination']['host'] = 'elsewhere'
+    with pytest.raises(DeploymentError, match="'elsewhere', which is another host"): check_istio(broken, rule)
+
+@pytest.mark.shared
+@pytest.mark.skipif(not Path(os.environ.get('SADS_SHARED', '/nowhere'), 'schemas').is_dir(), reason='SADS_SHARED')
+def test_objects_are_as_the_published_schemas_say():
+    schemas = Path(os.environ['SADS_SHARED'])/'schemas'
+    def check(obj, name):
+        schema = json.loads((schemas/name).read_text())
+        jsonschema.Draft202012Validator(schema).validate(obj)
+        typo = copy.deepcopy(obj)
+        typo['spec']['weigth'] = 1
+        return list(jsonschema.Draft202012Validator(schema).iter_errors(typo))
+    assert check(destination_rule(PLACE), 'networking.istio.io/destinationrule_v1.json')
+    for t in STATES:
+        assert check(virtual_service(PLACE, t), 'networking.istio.io/virtualservice_v1.json')
+        check(http_route(PLACE, t), 'gateway.networking.k8s.io/httproute_v1.json')

@@ -49,6 +49,7 @@ Modules:
 - `sads_jax.data.yolo`: Text files of shares beside photographs: boxes, polygons and turned boxes
 - `sads_jax.deployment.envoy`: One machine, two servers, one proxy: shares change while it runs, and a dead candidate costs no request
 - `sads_jax.deployment.mesh`: The same traffic in a cluster: Istio's VirtualService or the Gateway API's HTTPRoute, changed without trampling on others
+- `sads_jax.deployment.rollout`: From the first share to all traffic, or back: a state machine that writes down what it is about to do
 - `sads_jax.deployment.sequential`: Promote, roll back, or wait for about N more parts: an answer that holds however often one looks
 - `sads_jax.deployment.traffic`: Who gets a part: shares, a header that asks for the candidate, parts that stay where they were, a mirror
 - `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled

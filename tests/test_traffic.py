@@ -16,6 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from sads_jax.core.rollout_specs import CanaryRollout, JudgeSpec, PairsMetric, StepSpec
 from sads_jax.deployment.envoy import EnvoyTrafficController
 from sads_jax.deployment.mesh import (
     Conflict,
@@ -28,6 +29,8 @@ from sads_jax.deployment.mesh import (
     http_route,
     virtual_service,
 )
+from sads_jax.deployment.rollout import RolloutController
+from sads_jax.deployment.sequential import PairCounts
 from sads_jax.deployment.traffic import DeploymentError, HeaderRoute, Traffic, part_headers
 
 needs_envoy = pytest.mark.skipif(not (os.environ.get('SADS_ENVOY') or shutil.which('envoy')),
@@ -183,6 +186,31 @@ def test_a_part_stays_with_its_arm(line):
     taken_back = [sum(a == 'candidate' and b == 'champion' for a, b in zip(at[low], at[high]))
         for low, high in ((10, 30), (30, 60))]
     assert max(taken_back) <= 15, taken_back  # of 500: the hash table of Envoy moves a few
+
+@needs_envoy
+@pytest.mark.parametrize('added,shares', [(0, [5, 25, 50, 100]), (30, [5, 0])], ids=['fine', 'lets escapes through'])
+def test_a_rollout_before_real_servers_loses_no_request(line, tmp_path, added, shares):
+    "Mirrored parts are counted at the candidate; of each hundred it errs on `added` that the champion has right"
+    class Counted:
+        def parts(self, start, end): return line.seen('candidate')
+        def pairs(self, metric, start, end):
+            n = line.seen('candidate')
+            return PairCounts(pairs=n, candidate_only=n*added//100)
+    spec = CanaryRollout(judge=JudgeSpec(metrics=[PairsMetric(name='escape', margin=.05, minimum=100)]), sticky=False,
+        steps=[StepSpec(candidate=c, mirror=50, parts=100) for c in (5, 25)] + [
+            StepSpec(candidate=50, mirror=50, proof=True)])
+    told, champion = [], []
+    control = RolloutController(tmp_path/'state.json', line.control, Counted(), champion.append)
+    control.begin('v42', spec)
+    def drive():
+        while control.tick().phase not in ('promoted', 'rolled_back'):
+            share = line.control.read().candidate
+            if share not in told: told.append(share)
+            time.sleep(.05)
+        told.append(line.control.read().candidate)
+    got = line.send(6000, threads=4, during=drive)
+    assert set(got) <= {'champion', 'candidate'} and got.total() == 6000, got
+    assert told == shares and champion == ([] if added else ['v42'])
 
 @needs_envoy
 def test_envoy_that_is_gone_or_foreign_is_said(line):

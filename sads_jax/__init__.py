@@ -14,6 +14,7 @@ A package imports only from those above it.
 - `sads_jax.evaluation`: figures with intervals, the report, the explorer
 - `sads_jax.registry`: bundles and the registry of models
 - `sads_jax.serving`: the server
+- `sads_jax.deployment`: who gets a part, sequential tests, rollouts that go on or back by themselves
 - `sads_jax.orchestrators`: the stages that `dvc repro` runs
 - `sads_jax.cli`: the command `sads`
 - `sads_jax.api`: `sads.load`, `sads.Project`, answers that show themselves

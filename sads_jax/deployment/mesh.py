@@ -96,7 +96,8 @@ def _rule_problems(http, names, hosts):
         weights = [r.get('weight', 100 if len(routes) == 1 else 0) for r in routes]
         if sum(weights) != 100: yield f'weights of {name!r} sum to {sum(weights)}, not to 100'
         for to in [r['destination'] for r in routes] + ([rule['mirror']] if 'mirror' in rule else []):
-            if to.get('subset') not in names: yield f"{name!r} names the subset {to.get('subset')!r}, which nothing defines"
+            subset = to.get('subset')
+            if subset not in names: yield f"{name!r} names the subset {subset!r}, which nothing defines"
             if to['host'] not in hosts: yield f"{name!r} sends parts to {to['host']!r}, which is another host"
         if 'mirrorPercentage' in rule and 'mirror' not in rule: yield f'{name!r} has a share to mirror, and nowhere to'
         if not rule.get('match') and i < len(http) - 1: yield f'no rule after {name!r} is ever reached'
@@ -216,6 +217,8 @@ class _MeshController:
         except Conflict: return False
         return True
 
+
+# %% ../../nbs/10_deployment/24_mesh.ipynb #248a5cfd
 class IstioTrafficController(_MeshController):
     "Traffic of a VirtualService; its DestinationRule has to be there"
     api_version, kind = _ISTIO, 'VirtualService'

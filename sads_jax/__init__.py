@@ -13,7 +13,8 @@ A package imports only from those above it.
 - `sads_jax.domains`: a way of inspecting; `surface` has the cascade, the rules and `SADSPipeline`
 - `sads_jax.evaluation`: figures with intervals, the report, the explorer
 - `sads_jax.registry`: bundles and the registry of models
-- `sads_jax.serving`: the server, a watched folder or camera, metrics, and sinks (webhook, MQTT, OPC UA, files)
+- `sads_jax.serving`: the server, the store with its audit chain, a watched folder or camera, metrics, and sinks
+- `sads_jax.deployment`: who gets a part, sequential tests, rollouts that go on or back by themselves
 - `sads_jax.orchestrators`: the stages that `dvc repro` runs
 - `sads_jax.cli`: the command `sads`
 - `sads_jax.api`: `sads.load`, `sads.Project`, answers that show themselves
@@ -49,6 +50,11 @@ Modules:
 - `sads_jax.data.twins`: The same part photographed twice under two names: found by what the set does not predict
 - `sads_jax.data.writers`: A data set out again, in the format that another tool reads
 - `sads_jax.data.yolo`: Text files of shares beside photographs: boxes, polygons and turned boxes
+- `sads_jax.deployment.envoy`: One machine, two servers, one proxy: shares change while it runs, and a dead candidate costs no request
+- `sads_jax.deployment.mesh`: The same traffic in a cluster: Istio's VirtualService or the Gateway API's HTTPRoute, changed without trampling on others
+- `sads_jax.deployment.rollout`: From the first share to all traffic, or back: a state machine that writes down what it is about to do
+- `sads_jax.deployment.sequential`: Promote, roll back, or wait for about N more parts: an answer that holds however often one looks
+- `sads_jax.deployment.traffic`: Who gets a part: shares, a header that asks for the candidate, parts that stay where they were, a mirror
 - `sads_jax.domains.surface.orchestrator`: Detection, crops, classification, segmentation: four steps injected, one program compiled
 - `sads_jax.evaluation.charts`: Lines, dots and intervals as SVG: sharp at any size, and a few hundred bytes each
 - `sads_jax.evaluation.compare`: Is the new version better, or only lucky? Two models on the same photographs, part by part

@@ -137,11 +137,13 @@ def seen(pairs=(4000, 4, 4), counts=(9000, 300, 300), share=.5):
 ], ids=lambda v: v if isinstance(v, str) else '')
 def test_decisions(what, action): assert judge(SPEC, what).action == action
 
-def test_nothing_is_decided_on_a_wrong_split():
+def test_a_metric_decides_nothing_on_a_wrong_split():
     wrong = seen(counts=(9000, 480, 300)) | {'overkill': (ArmCounts(share=.05, candidate_parts=9000,
         candidate_events=480, champion_parts=91000, champion_events=300),)}
     d = judge(SPEC, wrong)
     assert d.action == 'hold' and 'overkill' in d.reason
+    d = judge(SPEC, wrong | {'escape': PairCounts(pairs=4000, candidate_only=25, champion_only=4)})
+    assert d.action == 'rollback' and d.reason.endswith('worse: escape')  # pairs do not depend on the split
 
 def test_nothing_is_ever_decided_below_the_minimum():
     rng = np.random.default_rng(5)

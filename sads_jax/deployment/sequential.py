@@ -218,14 +218,12 @@ def judge(
     absent = [m.name for m in spec.metrics if not seen.get(m.name)]
     if absent: return Decision('wait', f"nothing was counted yet: {', '.join(absent)}", None)
     evidence = tuple(_evidence(m, seen[m.name], worse_limit, fine_limit, split_limit) for m in spec.metrics)
-    wrong = [e.name for e in evidence if e.is_split_wrong]
-    if wrong:
-        return Decision('hold', f"parts are not split as configured: {', '.join(wrong)}", None, evidence)
-    if not any(e.missing for e in evidence):
-        worse = [e.name for e in evidence if e.is_worse]
-        if worse: return Decision('rollback', f"the candidate is worse: {', '.join(worse)}", None, evidence)
-        if all(e.is_fine for e in evidence):
-            return Decision('promote', 'the candidate is no worse than the margins allow', None, evidence)
+    wrong, enough = [e.name for e in evidence if e.is_split_wrong], not any(e.missing for e in evidence)
+    worse = [e.name for e in evidence if e.is_worse and not e.is_split_wrong]
+    if enough and worse: return Decision('rollback', f"the candidate is worse: {', '.join(worse)}", None, evidence)
+    if wrong: return Decision('hold', f"parts are not split as configured: {', '.join(wrong)}", None, evidence)
+    if enough and all(e.is_fine for e in evidence):
+        return Decision('promote', 'the candidate is no worse than the margins allow', None, evidence)
     return Decision('wait', *_waiting(evidence), evidence)
 
 def _evidence(metric:Metric, seen:Seen, worse_limit, fine_limit, split_limit):

@@ -129,8 +129,8 @@ def watch(folder:_Folder=None, camera:_Camera=None, move:_Move=False, once:_Once
         if camera is not None: say(f'{watch_camera(camera, pipeline, observers, stop, every, shown)} frames judged')
         else:
             counts = watch_folder(folder, pipeline, observers, journal_path(folder, workdir), stop, once=once,
-                move=move, batch_size=s.max_batch_size, settle_s=settle, unreadable_s=unreadable, most_mb=s.max_image_mb,
-                on_judged=shown)
+                move=move, batch_size=s.max_batch_size, settle_s=settle, unreadable_s=unreadable,
+                most_mb=s.max_image_mb, on_judged=shown)
             say('in all: ' + (', '.join(f'{n} {k}' for k, n in sorted(counts.items())) or 'nothing'))
     finally:
         for observer in observers: observer.close()

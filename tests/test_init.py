@@ -96,7 +96,7 @@ def test_what_cannot_be_told_is_said(tmp_path, make, says):
 def test_good_parts_alone_are_named_as_such(tmp_path):
     for i in range(3): photo(tmp_path/'good'/f'{i}.png')
     _, said = run('init', tmp_path/'mine', '--photos', tmp_path/'good'/'..', '--yes', '--no-scm')
-    assert 'nothing can be learnt of defects' in said
+    assert 'a model of good parts is trained; escapes cannot be measured' in said
 
 # -- what is chosen
 

@@ -220,6 +220,7 @@ def test_a_neighbour_in_the_crop_is_not_part_of_the_defect():
 
 # -- The program
 
+@pytest.mark.slow
 def test_work_grows_with_the_defects_and_clean_images_cost_none():
     ran = []
     def chunks(chunk, *photos):
@@ -317,6 +318,7 @@ def test_reports_are_equal_at_any_batch_size_and_from_the_exported_program():
         any('"defects":[{' in r for r in alone) and len({r.split('"')[3] for r in alone}) > 1
     )  # not all the same verdict
 
+@pytest.mark.slow
 def test_one_look_for_both_networks_says_the_same():
     "Features computed once and handed to both, or by each for itself"
     from dataclasses import replace

@@ -64,7 +64,8 @@ def test_the_late_pointwise_weights_learn_and_nothing_else_of_the_backbone(photo
     assert {k for k in weights if k.startswith('head/') and 'standardise' not in k} == changed - backbone
 
 
-@pytest.mark.parametrize('at, again', [pytest.param(6, 5, marks=pytest.mark.slow), (14, 13)])
+@pytest.mark.slow
+@pytest.mark.parametrize('at, again', [(6, 5), (14, 13)])
 def test_a_run_killed_in_either_part_ends_with_the_same_bits(photographs, whole, tmp_path, at, again):
     seen, lives = [], [at]
     def die(what, done, total, row):
@@ -126,6 +127,7 @@ def test_a_thinned_backbone_is_smaller_learns_and_is_handed_on(photographs, tmp_
         if k.startswith('backbone/'): np.testing.assert_array_equal(names[k], v)
 
 
+@pytest.mark.slow
 def test_a_discriminant_needs_no_steps_and_names_what_it_has_seen(photographs, folder, whole, tmp_path):
     params = Params.model_validate(
         {'image': {'buckets': [[64, 64]]},

@@ -140,6 +140,7 @@ def test_export_again_in_the_same_process(programs, params):
         == programs[F.BUCKETS[0]]
     )
 
+@pytest.mark.slow
 def test_loaded_program_gives_the_bits_of_the_jitted_function(fresh, loaded, photos):
     a, b = fresh.predict(photos[:24]), loaded.predict(photos[:24])
     assert isinstance(b[0][0], Findings) and sum(int(f.valid.sum()) for f, _ in b) > 24

@@ -128,6 +128,7 @@ def networks(proposes, flips):
             {'build': build, 'crop': 32, 'context': 1.5, 'least': 8.0, 'share': 0.5})
     return build_cascade(models, params, ('a', 'b')), joint_weights(models)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('proposes, flips', [(False, 1), (True, 4)])
 def test_the_whole_cascade_says_the_same(tmp_path, proposes, flips):
     fn, weights = networks(proposes, flips)

@@ -216,6 +216,7 @@ class Swapped(fake_line.DarkDomain):
         right = dark.cascade(labels)
         return Cascade(lambda p, images: right(p, 255 - images), dark.WEIGHTS, False)
 
+@pytest.mark.slow
 def test_a_bundle_that_decides_otherwise_is_not_registered(line, tmp_path):
     o = line('export.artefacts=[int8,onnx]')
     o.run(until='evaluate')

@@ -122,6 +122,7 @@ def test_an_unknown_photograph_has_a_loss_of_its_own_only():
     )
     assert float(somewhere(logits, target)) == 0
 
+@pytest.mark.slow
 def test_a_detector_that_never_saw_a_mask_finds_defective_photographs(folders, tmp_path):
     data, split, held, masks = folders
     assert all(r.weak for r in data.images if r.defective) and len({data.by_id[i].classes for i in held}) == 3

@@ -184,7 +184,7 @@ def test_init_promises_a_model_of_good_parts(good_only, tmp_path):
 def test_a_whole_run_of_good_parts(kind, tmp_path):
     params = Params(data=SyntheticSpec(n_parts=30, exposures=1, size=64, defective=0), image={'buckets': [(64, 64)]},
         anomaly={'kind': kind}, evaluate={'golden': 2})
-    settings = Settings(registry_uri=f'sqlite:///{tmp_path}/r.db', registry_artifacts=tmp_path/'a', tracking='none')
+    settings = Settings(registry_uri=f'sqlite:///{tmp_path}/r.db', registry_artifacts=tmp_path/'a', tracking='disabled')
     compose_training(params, settings, tmp_path, progress=Progress('none')).run()
     metrics = json.loads((tmp_path/'reports/metrics.json').read_text())
     assert metrics['rates']['image']['escape']['of'] == 0 < metrics['rates']['image']['overkill']['of']

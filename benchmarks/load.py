@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -134,16 +135,8 @@ def fastapi_main(bundle, port):
 
 def family(pid):
     "A process and its descendants"
-    children = {}
-    for d in Path('/proc').glob('[0-9]*'):
-        try: parent = int((d/'stat').read_text().rpartition(')')[2].split()[1])
-        except (OSError, ValueError): continue
-        children.setdefault(parent, []).append(int(d.name))
-    out, todo = [], [pid]
-    while todo:
-        out.append(p := todo.pop())
-        todo += children.get(p, [])
-    return out
+    try: return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess: return [pid]
 
 def cpu_seconds(pid, alone=False):
     "Of a process, with its descendants or alone"

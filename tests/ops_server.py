@@ -24,7 +24,7 @@ if __name__ == '__main__':
         monitor, sinks = MonitoringService(log_answers=True), sinks_from(ini, Path(workdir))
         server = make_server(partial(fake_pipeline.load, .01), settings, version='fake', observers=[monitor, *sinks],
             resolve=partial(fake_pipeline.resolve, .01), mounts={'/metrics': monitor.app()})
-        monitor.watch(server, sinks)
+        monitor.watch(server)
         serve(server, settings)
     except SADSError as e: sys.exit(f'error: {e}')
     assert not any(m == 'jax' or m.startswith('jax.') for m in sys.modules), 'the main process must not import JAX'

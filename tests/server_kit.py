@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -89,13 +90,5 @@ def leftovers(p):
 
 def family(pid):
     "A process and its descendants"
-    children = {}
-    for d in Path('/proc').glob('[0-9]*'):
-        try: parent = int((d/'stat').read_text().rpartition(')')[2].split()[1])
-        except (OSError, ValueError): continue
-        children.setdefault(parent, []).append(int(d.name))
-    out, todo = [], [pid]
-    while todo:
-        out.append(p := todo.pop())
-        todo += children.get(p, [])
-    return out
+    try: return [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess: return [pid]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from sads_jax.data.records import read_coco
 from sads_jax.serving import recorder as recording
 from sads_jax.serving.audit import verify, what_ran
 from sads_jax.serving.exports import export
+from sads_jax.serving.monitoring import Counted
 from sads_jax.serving.observers import Judged
 from sads_jax.serving.recorder import Recorder, Spool
 from sads_jax.serving.store import Decision, Photographs, Query, Store, open_store, prune, review
@@ -248,7 +250,7 @@ def test_the_commands_say_what_the_store_says(tmp_path):
 def drained(recorder, seconds=30):
     end = time.monotonic() + seconds
     while len(recorder.spool) and time.monotonic() < end: time.sleep(.02)
-    assert len(recorder.spool) == 0, recorder.state()
+    assert len(recorder.spool) == 0, recorder.counts()
 
 def test_a_killed_server_leaves_each_decision_once(tmp_path):
     rng, said, first = random.Random(0), [], 0
@@ -299,7 +301,7 @@ def test_the_database_is_away_for_ten_seconds(database, tmp_path):
     assert longest < 2 and 'away' in recorder.trouble and len(recorder.spool) >= i - 21
     database.start()
     drained(recorder, 40)
-    assert recorder.trouble is None and recorder.state()['lost'] == recorder.state()['bad'] == 0
+    assert recorder.trouble is None and recorder.lost == recorder.bad == 0
     assert len(recorder.store.find(most=10**5)) == i
     whole(recorder.store, i)
     recorder.close()
@@ -310,8 +312,29 @@ def test_two_servers_write_into_one_chain(database, tmp_path):
     for i in range(120): both[i % 2].judged(event(i, station=f'line-{i % 2}'))
     for r in both: drained(r)
     kinds = whole(both[0].store, 120)
-    assert kinds['ran'] == 2 and [r.state()['bad'] for r in both] == [0, 0]
+    assert kinds['ran'] == 2 and [r.bad for r in both] == [0, 0]
     for r in both: r.close()
+
+def test_a_decision_without_its_photograph_is_kept(tmp_path):
+    "Of a file that could not be read, or was moved before a crash: no bytes, and still a decision"
+    recorder = Recorder(partial(open_store, f'sqlite:///{tmp_path}/i.db', str(tmp_path/'photos')), Spool(tmp_path/'s'))
+    recorder.judged(replace(event(1), photograph=b'', sha256=''))
+    recorder.judged(replace(event(2), photograph=b''))
+    drained(recorder)
+    found = recorder.store.find()
+    assert [(i.part, i.photograph) for i in found] == [('A2', None), ('A1', None)]
+    with pytest.raises(StoreError, match='not kept'): recorder.store.photograph(found[0])
+    assert isinstance(recorder, Counted) and recorder.counts() == dict(waiting=0, dead=0, sent=2, failed=0, lost=0)
+    recorder.close()
+
+def test_what_goes_on_being_wrong_is_said_once_a_minute(tmp_path, monkeypatch, caplog):
+    recorder = Recorder(partial(open_store, f'sqlite:///{tmp_path}/i.db'), Spool(tmp_path/'spool', most_bytes=1))
+    for second in (1, 31, 62, 92, 123):
+        monkeypatch.setattr(recording.time, 'monotonic', lambda second=second: float(second))
+        recorder.judged(event(second))
+    monkeypatch.undo()
+    recorder.close()
+    assert caplog.text.count('decisions are lost') == 3 and recorder.lost == 5
 
 def test_what_the_database_refuses_is_set_aside_and_holds_up_nothing(database, tmp_path):
     url = emptied(database.url)
@@ -321,12 +344,12 @@ def test_what_the_database_refuses_is_set_aside_and_holds_up_nothing(database, t
     recorder.judged(event(3))
     (recorder.spool.folder/'20260101-0.event').write_bytes(b'{}')
     drained(recorder)
-    assert recorder.state()['bad'] == 1 and len(list(recorder.spool.folder.glob('*.bad'))) == 1
+    assert recorder.bad == 1 and len(list(recorder.spool.folder.glob('*.bad'))) == 1
     assert sorted(i.part for i in recorder.store.find()) == ['A1', 'A3']
     recorder.close()
     damaged = Recorder(partial(open_store, url), Spool(tmp_path/'spool'))  # meets the file that is no decision
     drained(damaged)
-    assert damaged.state()['bad'] == 1 and len(damaged.store.find()) == 2
+    assert damaged.bad == 1 and len(damaged.store.find()) == 2
     damaged.close()
 
 def test_a_full_disk_loses_decisions_says_so_and_goes_on(tmp_path, monkeypatch):
@@ -341,7 +364,7 @@ def test_a_full_disk_loses_decisions_says_so_and_goes_on(tmp_path, monkeypatch):
     full[0] = False
     recorder.judged(event(5))
     drained(recorder)
-    assert recorder.trouble is None and recorder.state()['lost'] == 5 and recorder.written == 1
+    assert recorder.trouble is None and recorder.lost == 5 and recorder.written == 1
     recorder.close()
 
 def test_a_disk_that_is_really_full(tmp_path):
@@ -363,7 +386,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         drained(recorder)
         recorder.judged(event(200))  # there is room again
         drained(recorder)
-        assert recorder.trouble is None and recorder.state()['bad'] == 0
+        assert recorder.trouble is None and recorder.bad == 0
         whole(recorder.store, kept + 1)
         recorder.close()
     finally: subprocess.run(['umount', '-l', small], check=True)

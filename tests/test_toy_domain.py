@@ -25,7 +25,8 @@ from sads_jax.orchestrators.training import NAMES, compose_training
 from sads_jax.registry.bundle import load_pipeline, read_bundle
 from sads_jax.registry.golden import require_golden
 from sads_jax.registry.registries import MLflowRegistry
-from sads_jax.serving.service import Photograph, check_answers, judge, warm_up
+from sads_jax.serving.judging import Photograph, judge
+from sads_jax.serving.service import check_answers, warm_up
 
 # ---------------------------------------------------------------- the domain
 

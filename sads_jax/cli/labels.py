@@ -153,9 +153,9 @@ def _from_bundle(bundle:Path) -> 'AutoAnnotator':
 def _from_good(data:'InspectionData', usual:float) -> 'AutoAnnotator':
     "Learns what is usual from photographs that a person called good"
     from sads_jax.data.annotators import AutoAnnotatorFactory
-    from sads_jax.training.features import GoodParts, features_of, heat_of
+    from sads_jax.training.features import UsualPatches, features_of, heat_of
     known = [r for r in data.images if r.defective is False and r.automatic is None]
-    good = GoodParts(list(features_of(data.photograph(r) for r in known)))
+    good = UsualPatches(list(features_of(data.photograph(r) for r in known)))
     return AutoAnnotatorFactory({'kind': 'anomaly', 'usual': usual}, heat=heat_of(good), good=good.usual,
         by=f'anomaly of {len(known)} good')
 

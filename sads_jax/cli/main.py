@@ -113,9 +113,10 @@ def serve(
     from sads_jax.serving.monitoring import MonitoringService
     from sads_jax.serving.sinks import sinks_from
     if log_json: log_as_json()
-    monitor, sinks_ = MonitoringService(log_answers=log_json), sinks_from(settings, workdir)
-    built = build_with_store(folder, s, observers=[monitor, *sinks_], mounts={'/metrics': monitor.app()})
-    monitor.watch(built, sinks_)
+    monitor = MonitoringService(log_answers=log_json)
+    observers = [monitor, *sinks_from(settings, workdir)]
+    built = build_with_store(folder, s, observers=observers, mounts={'/metrics': monitor.app()})
+    monitor.watch(built)
     say(f'loading bundle {bundle_version(folder)} from {folder} …')
     built.on_ready = lambda: say(f'ready: POST http://{s.host}:{s.port}/predict   (described at /docs; Ctrl-C stops)')
     srv.serve(built, s)

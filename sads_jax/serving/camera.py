@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import SADSError, ServingError
-from .observers import Judged, Observer
-from .watch import PLACES, UNREADABLE, Entry, Sighting, event_of, judge_each, unreadable_report
+from .judging import Photograph, judge
+from .observers import Observer, tell
+from .watch import PLACES, UNREADABLE, Entry, Sighting, event_of, unreadable_report
 
 # %% ../../nbs/09_serving/92_camera.ipynb #f44cd372
 _log = logging.getLogger(__name__)
@@ -116,12 +117,12 @@ def judge_frames(
     for frame in frames:
         data, at = _png(frame), datetime.now(UTC)
         sha, name = hashlib.sha256(data).hexdigest(), f'{at:%Y%m%dT%H%M%S.%f}.png'
-        said, = judge_each(pipeline, [data], [name])
+        said, = judge(pipeline, [Photograph(data, name, name[:-4])], 1)
         failed = isinstance(said, SADSError)
         report = unreadable_report(said, sha, pipeline, name[:-4]) if failed else said
         place = UNREADABLE if failed else PLACES[report.verdict.value]
         entry = Entry(Sighting(name, len(data), time.time_ns()), sha, at, place, report)
-        for o in observers: _tell(o, event_of(entry, data, 'camera'))
+        for o in observers: tell(o, event_of(entry, data, 'camera'))
         on_judged(entry)
         n += 1
     return n
@@ -129,7 +130,3 @@ def judge_frames(
 def _png(frame):
     import cv2  # loaded already, by what gave the frame
     return cv2.imencode('.png', frame[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-
-def _tell(observer:Observer, event:Judged):
-    try: observer.judged(event)
-    except Exception: _log.exception('%s failed with an event', type(observer).__name__)

@@ -28,7 +28,8 @@ from ..core.errors import ServingError
 from ..core.settings import Settings
 from .channel import packed, read_message
 from .problems import BadRequest
-from .service import BATCHES_AHEAD, Answer, Photograph, SADSInferenceService
+from .judging import Photograph
+from .service import BATCHES_AHEAD, Answer, SADSInferenceService
 
 # %% ../../nbs/09_serving/13_dispatch.ipynb #89b022d6
 @dataclass(eq=False)

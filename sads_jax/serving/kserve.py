@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from .problems import BadRequest
 from .requests import Asked, checked, from_base64, json_object
 from .routes import Desk, Handler, Place, body_limit, context_of, judge_all, received
-from .service import Photograph
+from .judging import Photograph
 
 # %% ../../nbs/09_serving/26_kserve.ipynb #36b79aaa
 _LENGTH = struct.Struct('<I')

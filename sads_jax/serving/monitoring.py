@@ -9,7 +9,7 @@ __all__ = ['SECONDS', 'SCORES', 'SIZES', 'STAGES', 'Few', 'Counted', 'Monitoring
 
 # %% ../../nbs/09_serving/80_monitoring.ipynb #aac29a5e
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Protocol, runtime_checkable
@@ -99,11 +99,10 @@ class MonitoringService:
 
     def watch(
         self,
-        server:Any, # A `SADSServer`: dispatcher, desk
-        counted:Sequence[Any]=(), # Observers; those that are `Counted` are shown
+        server:Any, # A `SADSServer`: dispatcher, desk with its observers
     ) -> None:
-        "Show the numbers of a server, too; once, before it runs"
-        self.registry.register(_Gauges(server, [c for c in counted if isinstance(c, Counted)]))
+        "Show the numbers of a server and of those observers that are `Counted`, too; once, before it runs"
+        self.registry.register(_Gauges(server, [o for o in server.desk.observers.told if isinstance(o, Counted)]))
 
 # %% ../../nbs/09_serving/80_monitoring.ipynb #569932a7
 _STATE = {'waiting': 'Photographs that wait for a worker', 'judging': 'Photographs with a worker',

@@ -87,7 +87,7 @@ class Spool:
         try: decision = Decision.model_validate_json(head)
         except ValidationError as e:
             raise StoreError('is no decision', where=self.folder/name, remedy='It is set aside; look at it') from e
-        if hashlib.sha256(photograph).hexdigest() != decision.sha256:
+        if photograph and hashlib.sha256(photograph).hexdigest() != decision.sha256:
             raise StoreError('its photograph is damaged', where=self.folder/name, remedy='It is set aside; look at it')
         return decision, photograph
 
@@ -118,7 +118,8 @@ class Recorder:
         threshold_of:Callable[[str], float|None]=lambda version: None, # Model version -> its threshold
     ):
         self.connect, self.spool, self.threshold_of = connect, spool, threshold_of
-        self.store, self.written, self.lost, self.bad = None, 0, 0, 0
+        self.name, self.store = 'store', None
+        self.written, self.lost, self.bad, self.failures = 0, 0, 0, 0
         self._trouble, self._spool_trouble = None, None
         self._counts, self._said = OrderedDict(), 0.
         self._wake, self._leaving = threading.Event(), threading.Event()
@@ -152,18 +153,18 @@ class Recorder:
 
     def _say(self, text):
         "To the log, once a minute"
-        if time.monotonic() - self._said > 60 or not self._said: _log.error('store: %s', text)
+        if self._said and time.monotonic() - self._said < 60: return
         self._said = time.monotonic()
+        _log.error('store: %s', text)
 
     @property
     def trouble(self) -> str|None:
         "What is wrong now, for people; None: nothing"
         return self._spool_trouble or self._trouble
 
-    def state(self) -> dict[str, int|str|None]:
-        "Numbers for metrics"
-        return dict(spooled=len(self.spool), spooled_bytes=self.spool.bytes, written=self.written, lost=self.lost,
-            bad=self.bad, trouble=self.trouble)
+    def counts(self) -> dict[str, int]:
+        "What a sink counts: waiting, dead, sent, failed, lost"
+        return dict(waiting=len(self.spool), dead=self.bad, sent=self.written, failed=self.failures, lost=self.lost)
 
     def _write(self):
         "Of the thread: batch after batch, until it may leave and nothing waits or the store is away"
@@ -175,6 +176,7 @@ class Recorder:
                 if names: self._batch(names)
                 self._trouble, pause = None, .5
             except Exception as e:  # whatever a database, driver or object store raises: it is asked again
+                self.failures += 1
                 self._trouble = f'the store is away: {type(e).__name__}: {str(e).splitlines()[0][:200]}'
                 self._say(self._trouble)
                 self._disconnect()

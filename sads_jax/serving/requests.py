@@ -29,7 +29,7 @@ from ..core.pictures import picture_bytes
 from ..core.settings import Settings
 from ..data.images import image_size
 from .problems import BadRequest
-from .service import Photograph
+from .judging import Photograph
 
 # %% ../../nbs/09_serving/16_requests.ipynb #8ad52fa0
 class PhotographJSON(BaseModel):

@@ -35,7 +35,8 @@ from .keys import KeyRing
 from .observers import Judged, Observers, Refused
 from .problems import BadRequest, one_line, problem_of
 from .requests import json_object, parse_batch, parse_request
-from .service import Answer, Photograph
+from .judging import Photograph
+from .service import Answer
 
 # %% ../../nbs/09_serving/24_routes.ipynb #aa419ca7
 _log = logging.getLogger(__name__)

@@ -185,7 +185,7 @@ class Store:
     def add(self, decisions:Sequence[tuple[Decision, bytes]]) -> int: # How many were new
         "Store decisions with their photographs, once each; whatever the database or the disk raises"
         by_key = {d.key: (d, data) for d, data in decisions}
-        places = {k: self.photographs.put(data, d.sha256, d.received) if self.photographs else None
+        places = {k: self.photographs.put(data, d.sha256, d.received) if self.photographs and data else None
             for k, (d, data) in by_key.items()}
         with writing(self.engine) as con:
             known = set(con.execute(select(INSPECTIONS.c.key).where(INSPECTIONS.c.key.in_(by_key))).scalars())
@@ -222,7 +222,7 @@ class Store:
         if inspection.photograph and self.photographs:
             return self.photographs.get(inspection.photograph, inspection.sha256)
         raise StoreError('its photograph is not kept', where=f'id {inspection.id}',
-            remedy='It was pruned, or store_photographs is empty')
+            remedy='It was pruned or never at hand, or store_photographs is empty')
 
     def close(self) -> None:
         "Let go of the database"
